@@ -1,0 +1,151 @@
+"""Random changes to training cells: one projective transform and one colour matrix per picture.
+
+The random numbers are drawn outside the layer as a function of seed, epoch and cell, so that two
+runs see the same pictures, a resumed run goes on with the right ones, and two epochs differ. The
+layer itself is a pure function in `keras.ops`: it runs in ``tf.data``, on a device, under XLA.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+_COLUMNS = (
+    "flip",
+    "turn",
+    "rotation",
+    "shift_y",
+    "shift_x",
+    "zoom",
+    "brightness",
+    "contrast",
+    "hue",
+    "saturation",
+)
+# RGB to YIQ (NTSC, FCC 1953): hue is a rotation of I and Q, saturation their length.
+_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32
+)
+
+
+def draw_uniforms(cells: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Draw what one epoch's augmentation needs: float32 ``(cells, 10)`` in [0, 1), row = cell."""
+    return np.random.default_rng([seed, epoch]).random((cells, len(_COLUMNS)), dtype=np.float32)
+
+
+@keras.saving.register_keras_serializable("wbc_keras")
+class CellAugmentation(keras.layers.Layer):
+    """Flips, turns, shifts, zooms and restains cells; a strength of 0 turns a change off.
+
+    Args:
+        flip: mirror half of the cells.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees (on square pictures exact).
+        rotation: free rotation, degrees either way.
+        shift: share of the side, either way.
+        zoom: share, in or out.
+        brightness: share of 255, up or down.
+        contrast: share, up or down, about the picture's mean colour.
+        hue: degrees in the YIQ plane, either way.
+        saturation: share, up or down.
+
+    Call arguments:
+        images: ``(batch, height, width, 3)``, RGB 0-255, any dtype.
+        uniforms: ``(batch, 10)`` in [0, 1), rows of `draw_uniforms`.
+
+    Returns:
+        float32 ``(batch, height, width, 3)``, RGB 0-255. Pixels from outside the picture mirror it.
+    """
+
+    def __init__(
+        self,
+        *,
+        flip: bool = True,
+        quarter_turns: bool = True,
+        rotation: float = 0.0,
+        shift: float = 0.0,
+        zoom: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        hue: float = 0.0,
+        saturation: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.flip = flip
+        self.quarter_turns = quarter_turns
+        self.rotation = rotation
+        self.shift = shift
+        self.zoom = zoom
+        self.brightness = brightness
+        self.contrast = contrast
+        self.hue = hue
+        self.saturation = saturation
+
+    def call(self, images: Any, uniforms: Any) -> Any:
+        images = ops.cast(images, "float32")
+        random = dict(zip(_COLUMNS, ops.unstack(uniforms, len(_COLUMNS), axis=1), strict=True))
+        return self._restain(self._move(images, random), random)
+
+    def _move(self, images: Any, random: dict[str, Any]) -> Any:
+        height, width = images.shape[1:3]
+        angle = _spread(random["rotation"], math.radians(self.rotation))
+        if self.quarter_turns:
+            angle = angle + ops.floor(random["turn"] * 4) * (math.pi / 2)
+        # The matrix maps output to input, so zooming in divides.
+        scale = 1 / (1 + _spread(random["zoom"], self.zoom))
+        mirror = ops.where(random["flip"] < 0.5, -1.0, 1.0) if self.flip else 1.0
+        xx, xy = scale * ops.cos(angle) * mirror, -scale * ops.sin(angle)
+        yx, yy = scale * ops.sin(angle) * mirror, scale * ops.cos(angle)
+        center_x, center_y = (width - 1) / 2, (height - 1) / 2
+        shift_x = center_x - xx * center_x - xy * center_y
+        shift_y = center_y - yx * center_x - yy * center_y
+        shift_x = shift_x + _spread(random["shift_x"], self.shift * width)
+        shift_y = shift_y + _spread(random["shift_y"], self.shift * height)
+        zero = ops.zeros_like(angle)
+        matrix = ops.stack([xx, xy, shift_x, yx, yy, shift_y, zero, zero], axis=1)
+        return ops.image.affine_transform(images, matrix, fill_mode="reflect")
+
+    def _restain(self, images: Any, random: dict[str, Any]) -> Any:
+        hue = _spread(random["hue"], math.radians(self.hue))
+        saturation = 1 + _spread(random["saturation"], self.saturation)
+        contrast = 1 + _spread(random["contrast"], self.contrast)
+        brightness = _spread(random["brightness"], self.brightness * 255)
+        matrix = _colour_matrix(hue, saturation)
+        mean = ops.mean(images, axis=(1, 2), keepdims=True)
+        # One product for the whole chain: contrast * (colour @ (x - mean)) + colour @ mean.
+        moved = _apply(images - mean, contrast[:, None, None] * matrix) + _apply(mean, matrix)
+        return ops.clip(moved + brightness[:, None, None, None], 0.0, 255.0)
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("flip", "quarter_turns", "rotation", "shift", "zoom")
+        names += ("brightness", "contrast", "hue", "saturation")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+    def compute_output_shape(self, images_shape: Any, uniforms_shape: Any = None) -> Any:
+        return images_shape
+
+
+def _spread(uniform: Any, strength: float) -> Any:
+    """Map [0, 1) to [-strength, strength)."""
+    return (uniform * 2 - 1) * strength
+
+
+def _colour_matrix(hue: Any, saturation: Any) -> Any:
+    """Return ``(batch, 3, 3)``: RGB to YIQ, rotate and stretch I and Q, and back."""
+    cos, sin = saturation * ops.cos(hue), saturation * ops.sin(hue)
+    one, zero = ops.ones_like(cos), ops.zeros_like(cos)
+    rows = [[one, zero, zero], [zero, cos, -sin], [zero, sin, cos]]
+    turned = ops.stack([ops.stack(row, axis=-1) for row in rows], axis=1)
+    return ops.matmul(ops.matmul(np.linalg.inv(_YIQ), turned), _YIQ)
+
+
+def _apply(images: Any, matrix: Any) -> Any:
+    """Multiply every pixel of ``(batch, h, w, 3)`` by its picture's ``(batch, 3, 3)``."""
+    height, width = images.shape[1:3]
+    pixels = ops.reshape(images, (-1, height * width, 3))
+    coloured = ops.matmul(pixels, ops.transpose(matrix, (0, 2, 1)))
+    return ops.reshape(coloured, (-1, height, width, 3))

@@ -1,0 +1,205 @@
+"""Pictures from files: one RGB array whatever the format.
+
+JPEG and PNG are decoded by TensorFlow, as in the exported model; TIFF and BMP, which TensorFlow
+does not read or reads differently, by OpenCV. The format is told by a file's first bytes, so a
+wrong suffix does no harm.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from wbc_keras.errors import DataError
+
+_FORMATS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+    (b"II+\x00", "TIFF"),
+    (b"MM\x00+", "TIFF"),
+    (b"BM", "BMP"),
+)
+_DECODED_BY_TENSORFLOW = ("JPEG", "PNG")
+_EXTRA_SAMPLES = 338
+_UNASSOCIATED_ALPHA, _ASSOCIATED_ALPHA = 2, 1
+
+
+class BadImage(DataError):
+    """A picture that cannot be used: `path` says which, `reason` why."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        """Keep both parts, so that many bad pictures can be listed together."""
+        super().__init__(path, reason)
+        self.path = Path(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the one line a user sees."""
+        return f"{self.path}: {self.reason}; save the picture again from its source or remove it"
+
+
+def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decode an encoded JPEG or PNG; works eagerly, in `tf.data` and in a SavedModel.
+
+    Args:
+        image_bytes: scalar string tensor.
+
+    Returns:
+        uint8 tensor (height, width, 3), RGB, 0-255. Grey becomes RGB, an alpha channel is dropped,
+        16 bits are cut to the upper 8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the bytes are damaged, truncated or of another format.
+    """
+    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+    image.set_shape((None, None, 3))
+    return image
+
+
+def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
+    """Read a JPEG, PNG, TIFF or BMP file.
+
+    Returns:
+        uint8 array (height, width, 3), RGB, 0-255; of a TIFF with several pages the first.
+
+    Raises:
+        BadImage: missing, unreadable, damaged, truncated, or less than 2 pixels high or wide.
+    """
+    encoded = _read_file(path)
+    kind = _format_of(path, encoded)
+    image = (
+        _decode_jpeg_or_png(encoded)
+        if kind in _DECODED_BY_TENSORFLOW
+        else _decode_tiff_or_bmp(encoded)
+    )
+    if image is None:
+        raise BadImage(path, f"the {kind} data are damaged or truncated")
+    if min(image.shape[:2]) < 2:
+        height, width = image.shape[:2]
+        raise BadImage(path, f"the picture is only {width}x{height} pixels")
+    return image
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Return a picture as encoded JPEG or PNG, ready for `decode`.
+
+    JPEG and PNG files come back as they are, not yet decoded; TIFF and BMP as PNG with the same
+    RGB values as `read_image`.
+
+    Raises:
+        BadImage: missing, unreadable, of another format, or a TIFF or BMP that cannot be decoded.
+    """
+    encoded = _read_file(path)
+    if _format_of(path, encoded) in _DECODED_BY_TENSORFLOW:
+        return encoded
+    _, png = cv2.imencode(".png", cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR))
+    return bytes(png.tobytes())
+
+
+def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[BadImage]:
+    """Decode every picture in full and return what is wrong with those that cannot be used.
+
+    Args:
+        paths: files to read.
+        workers: threads; decoding runs outside Python's lock.
+
+    Returns:
+        One `BadImage` for each bad file, in the order of ``paths``; empty if all are good.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        return [fault for fault in pool.map(_fault_of, paths) if fault is not None]
+
+
+def _fault_of(path: str | Path) -> BadImage | None:
+    try:
+        read_image(path)
+    except BadImage as fault:
+        return fault
+    return None
+
+
+def _read_file(path: str | Path) -> bytes:
+    # Never cv2.imread: it fails on names outside the system's code page.
+    try:
+        encoded = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise BadImage(path, "no such file") from None
+    except OSError as error:
+        raise BadImage(path, f"cannot be read ({error.strerror})") from error
+    if not encoded:
+        raise BadImage(path, "the file is empty")
+    return encoded
+
+
+def _format_of(path: str | Path, encoded: bytes) -> str:
+    for start, kind in _FORMATS:
+        if encoded.startswith(start):
+            return kind
+    raise BadImage(path, "is not a JPEG, PNG, TIFF or BMP picture")
+
+
+def _decode_jpeg_or_png(encoded: bytes) -> npt.NDArray[np.uint8] | None:
+    try:
+        return np.asarray(decode(tf.constant(encoded)).numpy(), np.uint8)
+    except tf.errors.OpError:
+        return None
+
+
+def _decode_tiff_or_bmp(encoded: bytes) -> npt.NDArray[np.uint8] | None:
+    _silence_opencv()
+    buffer = np.frombuffer(_without_alpha_blending(encoded), np.uint8)
+    try:
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    return None if image is None else _as_rgb(image)
+
+
+def _as_rgb(image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8] | None:
+    """Return OpenCV's grey, BGR or BGRA as 8-bit RGB, or None for depths pictures do not have."""
+    if image.dtype == np.uint16:
+        # The upper byte, as TensorFlow does for 16-bit PNG.
+        image = image >> 8
+    elif image.dtype != np.uint8:
+        return None
+    image = np.atleast_3d(image.astype(np.uint8))
+    channels = [0, 0, 0] if image.shape[2] < 3 else [2, 1, 0]
+    return np.ascontiguousarray(image[..., channels])
+
+
+@functools.cache
+def _silence_opencv() -> None:
+    """Keep OpenCV from printing its own lines for each bad file: `BadImage` says it once."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _without_alpha_blending(encoded: bytes) -> bytes:
+    """Return TIFF bytes whose transparent pixels keep their colour; other bytes unchanged.
+
+    libtiff multiplies the colours by an unassociated alpha channel (TIFF 6.0, section 18); declared
+    associated, they come out as stored, like those of a PNG.
+    """
+    if encoded[:4] not in (b"II*\x00", b"MM\x00*"):
+        return encoded
+    order = "<" if encoded[:2] == b"II" else ">"
+    try:
+        (start,) = struct.unpack_from(order + "I", encoded, 4)
+        (entries,) = struct.unpack_from(order + "H", encoded, start)
+        for offset in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", encoded, offset)
+            if (tag, value) == (_EXTRA_SAMPLES, _UNASSOCIATED_ALPHA):
+                associated = struct.pack(order + "H", _ASSOCIATED_ALPHA)
+                return encoded[: offset + 8] + associated + encoded[offset + 10 :]
+    except struct.error:
+        pass  # A broken directory: the decoder says so.
+    return encoded

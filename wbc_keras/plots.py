@@ -1,0 +1,260 @@
+"""Figures drawn from results. Each function draws on ``ax``, or on a figure of its own if None.
+
+Figures are made without pyplot, so that nothing is shown, kept open or configured globally; a
+notebook shows one by ending a cell with ``display(ax.figure)``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from sklearn.metrics import roc_curve
+
+from wbc_keras.metrics import Evaluation, Reliability
+from wbc_keras.runs import replacing
+
+_COLORS = sns.color_palette("colorblind")
+_BLUE, _ORANGE, _GREEN, _GREY = _COLORS[0], _COLORS[1], _COLORS[2], (0.6, 0.6, 0.6)
+_ROC_COLORED = 6  # more hues are not told apart
+_ROC_STYLES = ("-", "--", "-.", ":")
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG of 150 dots an inch, whole or not at all."""
+    with replacing(Path(path)) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def plot_confusion_matrix(
+    matrix: npt.ArrayLike, class_names: Sequence[str], *, ax: Axes | None = None
+) -> Axes:
+    """Draw counts and row shares, coloured by the share of the true class.
+
+    Args:
+        matrix: counts (k, k), rows true, columns predicted.
+        class_names: k names.
+        ax: where to draw.
+    """
+    counts = np.asarray(matrix)
+    support = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, support, out=np.full(counts.shape, np.nan), where=support > 0)
+    side = 2.6 + 0.58 * max(len(class_names), 3)
+    ax = ax or _new_axes(side + 1.2, side)
+    # Perceptually uniform in lightness, so also for the colour-blind and in print.
+    colors = sns.color_palette("mako_r", as_cmap=True).with_extremes(bad="0.93")
+    picture = ax.imshow(np.ma.masked_invalid(shares), cmap=colors, vmin=0, vmax=1)
+    _write_shares(ax, counts, shares)
+    rows = [f"{name} (n={n:,})" for name, n in zip(class_names, support[:, 0], strict=True)]
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_xticks(range(len(rows)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1)
+    ax.tick_params(which="both", length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel="predicted", ylabel="true class")
+    bar = ax.figure.colorbar(picture, ax=ax, shrink=0.6, format=_percent)
+    bar.set_label("share of the true class")
+    bar.outline.set_visible(False)
+    return ax
+
+
+def plot_history(
+    history: pd.DataFrame, *, ax: tuple[Axes, Axes] | None = None
+) -> tuple[Axes, Axes]:
+    """Draw loss and macro F1 over the epochs, with the phases and the best epoch.
+
+    Args:
+        history: the table of history.csv; ``epoch``, ``phase``, and ``loss`` and ``macro_f1`` with
+            their ``val_`` counterparts are read.
+        ax: two axes, for loss and macro F1.
+    """
+    if ax is None:
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        ax = tuple(figure.subplots(1, 2))
+    best = history.loc[history["val_macro_f1"].idxmax()]
+    for one, name, title in zip(ax, ("loss", "macro_f1"), ("loss", "macro F1"), strict=True):
+        for column, label, color in ((name, "train", _BLUE), (f"val_{name}", "validation", _ORANGE)):
+            marker = "o" if label == "train" else "s"
+            one.plot(history["epoch"], history[column], color=color, marker=marker, ms=3, label=label)
+        one.plot(best["epoch"], best[f"val_{name}"], "*", ms=14, color=_ORANGE, mec="black")
+        _mark_phases(one, history)
+        one.xaxis.get_major_locator().set_params(integer=True)
+        one.set(xlabel="epoch", ylabel=title)
+        sns.despine(ax=one)
+    ax[1].set_ylim(0, 1.02)
+    ax[0].set_ylim(bottom=0)
+    ax[0].legend(frameon=False)
+    ax[1].set_title(f"best: {best['val_macro_f1']:.3f} at epoch {best['epoch']:.0f} (star)", size=10)
+    return ax
+
+
+def plot_per_class(evaluation: Evaluation, *, ax: Axes | None = None) -> Axes:
+    """Draw precision, recall and F1 of each class, the largest class on top."""
+    scores = sorted(evaluation.per_class.items(), key=lambda item: item[1].support)
+    ax = ax or _new_axes(7, 1.4 + 0.34 * len(scores))
+    styles = (("precision", "<", _BLUE), ("recall", ">", _ORANGE), ("f1", "o", "black"))
+    for name, marker, color in styles:
+        values = [getattr(one, name) for _, one in scores]
+        heights = [row for row, value in enumerate(values) if value is not None]
+        ax.plot([values[row] for row in heights], heights, marker, color=color, ms=7, label=name)
+    for row, (_, one) in enumerate(scores):
+        _join_scores(ax, row, one.precision, one.recall)
+    ax.lines[2].set_label("F1")
+    ax.set_yticks(range(len(scores)), [f"{name} (n={one.support:,})" for name, one in scores])
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(scores) - 0.3))
+    ax.grid(axis="x", color="0.9")
+    ax.set_axisbelow(True)
+    ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    sns.despine(ax=ax, left=True)
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def plot_roc(
+    y_true: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    class_names: Sequence[str],
+    *,
+    evaluation: Evaluation,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw each class against the rest; the six worst have colours, the legend names all.
+
+    The false-positive axis is logarithmic: a rare class is drowned by a small share of the others.
+
+    Args:
+        y_true: integers (n,).
+        probabilities: (n, k).
+        class_names: k names.
+        evaluation: of the same cells; gives the AUROC.
+        ax: where to draw.
+    """
+    truth, shares = np.asarray(y_true), np.asarray(probabilities)
+    aurocs = {name: evaluation.per_class[name].auroc for name in class_names}
+    had = [name for name in class_names if aurocs[name] is not None]
+    ax = ax or _new_axes(8.5, 5.5)
+    floor = 0.5 / max(len(truth), 1)
+    for rank, name in enumerate(sorted(had, key=lambda name: aurocs[name])):
+        c = list(class_names).index(name)
+        false, true, _ = roc_curve(truth == c, shares[:, c])
+        label = f"{aurocs[name]:.3f} {name} (n={evaluation.per_class[name].support:,})"
+        ax.plot(np.maximum(false, floor), true, label=label, **_roc_style(rank))
+    chance = np.geomspace(floor, 1, 200)
+    ax.plot(chance, chance, ":", color="black", linewidth=1, label="0.500 chance")
+    ax.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01))
+    ax.set(xlabel="false-positive rate (log scale)", ylabel="recall")
+    ax.legend(title="AUROC", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(ax=ax)
+    return ax
+
+
+def plot_reliability(reliability: Reliability, *, ax: Axes | None = None) -> Axes:
+    """Draw accuracy against confidence by bin, with the number of cells in each."""
+    ax = ax or _new_axes(5, 5)
+    filled = np.flatnonzero(reliability.counts)
+    edges, accuracy = reliability.edges, reliability.accuracy
+    widths = np.diff(edges)
+    ax.bar(edges[filled], accuracy[filled], widths[filled], align="edge", color=_BLUE, ec="white")
+    for b in filled:
+        ax.plot(reliability.confidence[b], accuracy[b], "o", color="black", ms=4)
+        middle = edges[b] + widths[b] / 2
+        ax.text(middle, accuracy[b] + 0.02, f"{reliability.counts[b]:,}", size=7, ha="center")
+    ax.plot([0, 1], [0, 1], "--", color="black", linewidth=1)
+    ax.set(xlim=(0, 1), ylim=(0, 1.06), aspect="equal")
+    ax.set(xlabel="confidence", ylabel="accuracy (cells above the bar)")
+    sns.despine(ax=ax)
+    return ax
+
+
+def plot_cells(
+    images: Sequence[npt.NDArray[Any]],
+    titles: Sequence[str],
+    *,
+    boxes: npt.ArrayLike | None = None,
+    columns: int = 8,
+) -> Figure:
+    """Return a sheet of cells.
+
+    Args:
+        images: n arrays (h, w, 3), RGB 0-255, sizes may differ.
+        titles: n texts, broken over lines where they are long.
+        boxes: (n, 4) of y0, x0, y1, x1 in relative units, drawn over the cells.
+        columns: cells in a row.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    wrapped = [textwrap.fill(title, 17) for title in titles]
+    lines = max(text.count("\n") + 1 for text in wrapped)
+    figure = Figure(figsize=(1.5 * columns, (1.5 + 0.15 * lines) * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in grid:
+        ax.set_axis_off()
+    for ax, image, title in zip(grid, images, wrapped, strict=False):
+        ax.imshow(np.clip(image, 0, 255).astype(np.uint8))
+        ax.set_title(title, size=8, pad=3)
+    for ax, image, box in zip(grid, images, () if boxes is None else np.asarray(boxes), strict=False):
+        _draw_box(ax, box, image.shape[:2])
+    return figure
+
+
+def _new_axes(width: float, height: float) -> Axes:
+    return Figure(figsize=(width, height), layout="constrained").subplots()
+
+
+def _percent(share: float, _position: int = 0) -> str:
+    return f"{share:.0%}"
+
+
+def _write_shares(ax: Axes, counts: npt.NDArray[Any], shares: npt.NDArray[Any]) -> None:
+    """Write count and per cent in each cell that is not empty."""
+    size = 9 if len(counts) <= 10 else 7.5
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        share = shares[row, column]
+        # 0 % beside a count would be read as a mistake.
+        percent = "<1%" if share < 0.005 else _percent(share)
+        color = "white" if share > 0.45 else "black"
+        text = f"{counts[row, column]:,}\n{percent}"
+        ax.text(column, row, text, color=color, size=size, ha="center", va="center")
+
+
+def _mark_phases(ax: Axes, history: pd.DataFrame) -> None:
+    """Draw a line where the phase changes and name the phases at the top."""
+    phase = history["phase"]
+    starts = history.loc[phase.ne(phase.shift()), ["epoch", "phase"]]
+    for number, (epoch, name) in enumerate(starts.itertuples(index=False)):
+        if number:
+            ax.axvline(epoch - 0.5, color=_GREY, linestyle="--", linewidth=1)
+        at = ax.get_xaxis_transform()
+        ax.text(epoch - 0.4, 0.99, name, transform=at, size=8, color="0.4", va="top")
+
+
+def _join_scores(ax: Axes, row: int, precision: float | None, recall: float | None) -> None:
+    if precision is not None and recall is not None:
+        ax.plot([precision, recall], [row, row], color=_GREY, linewidth=2, zorder=1)
+
+
+def _roc_style(rank: int) -> dict[str, Any]:
+    if rank >= _ROC_COLORED:
+        return {"color": "0.8", "linewidth": 1, "zorder": 1}
+    style = _ROC_STYLES[rank % len(_ROC_STYLES)]
+    return {"color": _COLORS[rank], "linestyle": style, "linewidth": 1.8}
+
+
+def _draw_box(ax: Axes, box: npt.NDArray[Any], size: tuple[int, int]) -> None:
+    height, width = size
+    y0, x0, y1, x1 = box * (height, width, height, width)
+    corner = (x0 - 0.5, y0 - 0.5)
+    for color, line in (("black", 2.6), ("yellow", 1.2)):  # seen on light and dark cells alike
+        ax.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, ec=color, lw=line))

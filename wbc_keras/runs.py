@@ -1,0 +1,125 @@
+"""What a run folder holds, and how its files are written: whole or not at all.
+
+    config.yaml  environment.json  classes.json  splits.csv  history.csv  model.keras
+    evaluation/<split or data name>/  explanations/  saved_model/<version>/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wbc_keras.config import Config, load_config
+from wbc_keras.errors import RunError
+
+_PACKAGES = ("wbc_keras", "tensorflow", "keras", "numpy", "opencv-python-headless", "scikit-learn")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends well.
+
+    A reader sees the old file or the new one, never half of one, also after a kill. The name keeps
+    the suffix of ``path``, by which Keras and OpenCV choose a format.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix="".join(path.suffixes[-2:])
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp files are private; a result is as readable as any file of the user.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused, a missing figure is None."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions and machine, as kept in environment.json."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor_count": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def require_empty(folder: Path) -> None:
+    """Raise RunError unless ``folder`` is missing or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"{folder}: the output folder is not empty and is never overwritten; "
+            "choose another --output, or --resume to go on with it"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that holds a trained model."""
+
+    folder: Path
+    config: Config
+    class_names: tuple[str, ...]
+
+    @property
+    def model_path(self) -> Path:
+        """The best model by validation macro F1."""
+        return self.folder / "model.keras"
+
+    @property
+    def splits_path(self) -> Path:
+        """The table ``file,label,group,split`` of the run."""
+        return self.folder / "splits.csv"
+
+
+def open_run(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunError: it is not a run folder, or training has not written a model yet.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder; give the folder that train wrote (--run)")
+    for name in ("config.yaml", "classes.json", "model.keras"):
+        if not (folder / name).is_file():
+            raise RunError(
+                f"{folder}: holds no {name}, so it is not a finished run; "
+                "train first: python -m wbc_keras.train --config FILE"
+            )
+    classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    return Run(folder, load_config(folder / "config.yaml"), tuple(classes["classes"]))

@@ -1,0 +1,541 @@
+"""Drawn smear cells with masks: the embedded default data and the tests' ground truth.
+
+A field is built as light passes through it. Every part (red cells, cytoplasm, chromatin, granules)
+holds some of five dyes; absorbances add up, and the picture is
+``background * 10 ** -sum(absorbance)`` (Beer and Lambert), so that overlaps darken as in a smear.
+Lengths are micrometres. Colours and sizes were set by eye and by median against stained smears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wbc_keras.config import SyntheticConfig
+
+FIELD_WIDTH = 28.0  # micrometres across a picture of any size
+_SUBPIXEL_BITS = 6
+
+# Absorbance of red, green and blue light by one unit of dye.
+_DYES = {
+    "purple": (0.27, 0.45, 0.11),  # azure and eosin together: chromatin
+    "blue": (0.45, 0.38, 0.13),  # azure: ribosomes
+    "pink": (0.20, 0.45, 0.26),  # eosin
+    "orange": (0.17, 0.45, 0.40),  # eosin in the eosinophil's granules
+    "tan": (0.30, 0.45, 0.28),  # haemoglobin
+}
+_PAPER = (254.0, 230.0, 205.0)  # empty field, warm light
+_DAYLIGHT = (240.0, 234.0, 238.0)  # empty field, white light
+
+
+@dataclass(frozen=True)
+class Stain:
+    """How one patient's smear took the dyes, and the light it was photographed in."""
+
+    background: np.ndarray  # float64 (3,): RGB of the empty field, 0-255
+    dyes: Mapping[str, np.ndarray]  # name -> float64 (3,): absorbance of a unit of dye
+    red_cells: int  # about how many lie in a field
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A drawn cell."""
+
+    image: np.ndarray  # uint8 (size, size, 3): RGB
+    mask: np.ndarray  # uint8 (size, size): 0 background, 128 cytoplasm, 255 nucleus
+
+
+@dataclass(frozen=True)
+class _Chromatin:
+    density: float  # units of purple
+    contrast: float  # of clumps against the mean, share
+    pitch: float  # micrometres between clumps
+
+
+@dataclass(frozen=True)
+class _Granules:
+    dyes: Mapping[str, float]
+    density: float  # granules per square micrometre
+    radius: float  # micrometres
+    on_nucleus: float = 0.0  # share of them that also lies over the nucleus
+
+
+@dataclass(frozen=True)
+class _Kind:
+    diameter: tuple[float, float]  # of the cell, micrometres
+    nucleus: Callable[[np.random.Generator, float], list[np.ndarray]]  # rng, cell radius
+    chromatin: _Chromatin
+    cytoplasm: Mapping[str, float]
+    granules: tuple[_Granules, ...] = ()
+    wobble: float = 0.03  # unevenness of the outline, share of the radius
+    off_centre: float = 0.3  # share of the free room the nucleus is pushed aside
+    vacuoles: int = 0  # at most
+    nucleoli: int = 0  # at most
+    blue_edge: float = 0.0  # units of blue more at the rim
+    pale_zone: float = 0.0  # share of the cytoplasm's dye missing beside the nucleus
+
+
+# Shapes: contours, float64 (points, 2), micrometres, x and y about the cell's centre. ----------
+
+
+def _blob(
+    rng: np.random.Generator, radius: float, *, stretch: float = 1.0, wobble: float = 0.04
+) -> np.ndarray:
+    """Return an uneven ellipse of about the area of a circle of ``radius``."""
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    waves = np.arange(2, 7)
+    heights = rng.normal(0, wobble, len(waves)) * 2 / waves
+    phases = rng.uniform(0, 2 * np.pi, len(waves))
+    radii = radius * (1 + heights @ np.cos(waves[:, None] * angles + phases[:, None]))
+    x = radii * np.cos(angles) * np.sqrt(stretch)
+    y = radii * np.sin(angles) / np.sqrt(stretch)
+    return _turn(np.stack([x, y], axis=1), rng.uniform(0, 2 * np.pi))
+
+
+def _turn(points: np.ndarray, angle: float) -> np.ndarray:
+    cos, sin = np.cos(angle), np.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _arc(length: float, bend: float, points: int) -> np.ndarray:
+    """Return ``points`` along a bow of ``length`` that turns by ``bend`` radians."""
+    turns = np.linspace(-bend / 2, bend / 2, points)
+    return length / bend * np.stack([np.sin(turns), np.cos(turns)], axis=1)
+
+
+def _round(
+    rng: np.random.Generator, cell: float, share: tuple[float, float], *, stretch: float = 1.1
+) -> list[np.ndarray]:
+    return [_blob(rng, cell * rng.uniform(*share), stretch=rng.uniform(1.0, stretch), wobble=0.025)]
+
+
+def _bow(
+    rng: np.random.Generator, *, length: float, width: float, bend: float
+) -> list[np.ndarray]:
+    """Return a bent sausage as discs along a bow; its width varies slowly."""
+    steps = np.linspace(0, 1, 18)
+    wave = np.cos(2 * np.pi * (steps * rng.uniform(0.7, 1.5) + rng.uniform()))
+    radii = width / 2 * (1 + 0.13 * wave + 0.25 * (2 * steps - 1) ** 2 - 0.1)
+    spine = _arc(length, bend, len(steps)) + rng.normal(0, 0.04 * width, 2)
+    return [_disc(point, radius) for point, radius in zip(spine, radii, strict=True)]
+
+
+def _disc(centre: np.ndarray, radius: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    return centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _lobes(rng: np.random.Generator, count: int, *, area: float, bend: float) -> list[np.ndarray]:
+    """Return ``count`` lobes along a bow, joined by thin strands."""
+    sizes = rng.uniform(0.75, 1.25, count)
+    radii = np.sqrt(area / np.pi * sizes / sizes.sum())
+    length = 2.15 * radii.mean() * (count - 1)
+    centres = _arc(length, bend, count) + rng.normal(0, 0.12 * radii.mean(), (count, 2))
+    lobes = [
+        centre + _blob(rng, radius, stretch=rng.uniform(1.0, 1.35), wobble=0.05)
+        for centre, radius in zip(centres, radii, strict=True)
+    ]
+    strands = [_strand(a, b) for a, b in zip(centres[:-1], centres[1:], strict=True)]
+    return lobes + strands
+
+
+def _strand(start: np.ndarray, end: np.ndarray, width: float = 0.7) -> np.ndarray:
+    along = (end - start) / np.linalg.norm(end - start)
+    aside = width / 2 * np.array([-along[1], along[0]])
+    return np.stack([start + aside, end + aside, end - aside, start - aside])
+
+
+def _kidney(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
+    width = cell * rng.uniform(0.62, 0.88)
+    return _bow(rng, length=cell * rng.uniform(0.9, 1.35), width=width, bend=rng.uniform(1.6, 3.4))
+
+
+def _band(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
+    width = cell * rng.uniform(0.4, 0.52)
+    return _bow(rng, length=cell * rng.uniform(1.7, 2.1), width=width, bend=rng.uniform(2.9, 4.0))
+
+
+def _segments(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
+    count = int(rng.choice([3, 4, 5], p=[0.45, 0.4, 0.15]))
+    area = cell**2 * rng.uniform(1.15, 1.45)
+    return _lobes(rng, count, area=area, bend=rng.uniform(2.2, 4.2))
+
+
+def _two_lobes(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
+    return _lobes(rng, 2, area=cell**2 * rng.uniform(1.15, 1.45), bend=rng.uniform(0.8, 1.8))
+
+
+def _clover(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
+    """Return the basophil's nucleus: two or three lobes that run into one another."""
+    radius = cell * rng.uniform(0.42, 0.5)
+    count = int(rng.integers(2, 4))
+    centres = _arc(radius * 1.05 * (count - 1), 2.2, count)
+    return [centre + _blob(rng, radius, stretch=1.15, wobble=0.06) for centre in centres]
+
+
+# From the most to the least frequent in the Munich set: `imbalance` follows this order.
+_KINDS = {
+    "neutrophil_segmented": _Kind(
+        diameter=(11.8, 14.5),
+        nucleus=_segments,
+        chromatin=_Chromatin(density=1.95, contrast=0.3, pitch=0.6),
+        cytoplasm={"pink": 0.2, "purple": 0.06},
+        granules=(_Granules({"purple": 0.35, "pink": 0.2}, density=1.6, radius=0.14),),
+    ),
+    "lymphocyte": _Kind(
+        diameter=(8.8, 11.6),
+        nucleus=lambda rng, cell: _round(rng, cell, (0.82, 0.92), stretch=1.15),
+        chromatin=_Chromatin(density=1.85, contrast=0.32, pitch=0.8),
+        cytoplasm={"blue": 0.4, "purple": 0.12},
+        off_centre=0.7,
+        blue_edge=0.2,
+    ),
+    "myeloblast": _Kind(
+        diameter=(14.5, 18.0),
+        nucleus=lambda rng, cell: _round(rng, cell, (0.8, 0.89), stretch=1.2),
+        chromatin=_Chromatin(density=1.25, contrast=0.24, pitch=0.4),
+        cytoplasm={"blue": 0.38, "purple": 0.15},
+        wobble=0.05,
+        off_centre=0.7,
+        nucleoli=4,
+        blue_edge=0.3,
+    ),
+    "monocyte": _Kind(
+        diameter=(14.0, 18.0),
+        nucleus=_kidney,
+        chromatin=_Chromatin(density=1.45, contrast=0.28, pitch=0.55),
+        cytoplasm={"blue": 0.28, "purple": 0.2},
+        granules=(_Granules({"purple": 0.2}, density=1.0, radius=0.13),),
+        wobble=0.06,
+        vacuoles=9,
+    ),
+    "eosinophil": _Kind(
+        diameter=(12.2, 15.0),
+        nucleus=_two_lobes,
+        chromatin=_Chromatin(density=1.8, contrast=0.3, pitch=0.6),
+        cytoplasm={"pink": 0.22, "purple": 0.08},
+        granules=(_Granules({"orange": 0.42}, density=3.0, radius=0.26),),
+        off_centre=0.6,
+    ),
+    "neutrophil_band": _Kind(
+        diameter=(12.0, 14.8),
+        nucleus=_band,
+        chromatin=_Chromatin(density=1.8, contrast=0.3, pitch=0.6),
+        cytoplasm={"pink": 0.2, "purple": 0.08},
+        granules=(_Granules({"purple": 0.35, "pink": 0.2}, density=1.6, radius=0.14),),
+    ),
+    "basophil": _Kind(
+        diameter=(10.8, 13.2),
+        nucleus=_clover,
+        chromatin=_Chromatin(density=1.55, contrast=0.25, pitch=0.6),
+        cytoplasm={"purple": 0.3, "pink": 0.1},
+        granules=(
+            _Granules({"purple": 1.2, "blue": 0.2}, density=1.6, radius=0.27, on_nucleus=0.6),
+        ),
+        wobble=0.05,
+    ),
+    "erythroblast": _Kind(
+        diameter=(8.2, 10.6),
+        nucleus=lambda rng, cell: _round(rng, cell, (0.56, 0.68)),
+        chromatin=_Chromatin(density=2.15, contrast=0.25, pitch=0.9),
+        cytoplasm={"tan": 0.3, "blue": 0.22},
+        wobble=0.06,
+        off_centre=0.5,
+    ),
+    "promyelocyte": _Kind(
+        diameter=(15.0, 18.5),
+        nucleus=lambda rng, cell: _round(rng, cell, (0.68, 0.78), stretch=1.35),
+        chromatin=_Chromatin(density=1.4, contrast=0.28, pitch=0.55),
+        cytoplasm={"blue": 0.3, "purple": 0.22},
+        granules=(
+            _Granules({"purple": 1.1, "pink": 0.2}, density=1.3, radius=0.2, on_nucleus=0.35),
+        ),
+        off_centre=0.9,
+        nucleoli=2,
+        pale_zone=0.6,
+    ),
+}
+
+CLASS_NAMES: tuple[str, ...] = tuple(_KINDS)
+
+
+# Drawing. --------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Slide:
+    """A field being drawn: layers of dye are added to it."""
+
+    size: int
+    rng: np.random.Generator
+    stain: Stain
+    layers: dict[str, np.ndarray] = field(init=False)  # dye -> float32 (size, size), units
+
+    def __post_init__(self) -> None:
+        self.layers = {name: self.empty() for name in _DYES}
+
+    def empty(self) -> np.ndarray:
+        """Return a layer of zeros, float32 (size, size)."""
+        return np.zeros((self.size, self.size), np.float32)
+
+    @property
+    def scale(self) -> float:
+        """Pixels per micrometre."""
+        return self.size / FIELD_WIDTH
+
+    def fill(self, contours: list[np.ndarray], centre: np.ndarray) -> np.ndarray:
+        """Return the union of closed contours as coverage 0..1, float32 (size, size)."""
+        coverage = np.zeros((self.size, self.size), np.uint8)
+        for contour in contours:
+            pixels = ((contour + centre) * self.scale - 0.5) * 2**_SUBPIXEL_BITS
+            points = np.round(pixels).astype(np.int32)
+            cv2.fillPoly(coverage, [points], 255, lineType=cv2.LINE_AA, shift=_SUBPIXEL_BITS)
+        return coverage.astype(np.float32) / 255
+
+    def blur(self, layer: np.ndarray, sigma: float) -> np.ndarray:
+        """Blur by ``sigma`` micrometres."""
+        return cv2.GaussianBlur(layer, (0, 0), max(sigma * self.scale, 0.3))
+
+    def texture(self, pitch: float) -> np.ndarray:
+        """Return smooth noise -1..1 whose grains are about ``pitch`` micrometres wide."""
+        cells = max(2, round(FIELD_WIDTH / pitch))
+        grid = self.rng.standard_normal((cells, cells), dtype=np.float32)
+        shape = (self.size, self.size)
+        return np.tanh(1.6 * cv2.resize(grid, shape, interpolation=cv2.INTER_CUBIC))
+
+    def add(self, layer: np.ndarray, dyes: Mapping[str, float]) -> None:
+        """Add dyes where ``layer`` (size, size) says, in units."""
+        for name, amount in dyes.items():
+            self.layers[name] += np.float32(amount) * layer
+
+    def clear(self, share: np.ndarray) -> None:
+        """Take away a share (size, size), 0..1, of every dye."""
+        for layer in self.layers.values():
+            layer *= 1 - share
+
+    def transmittance(self) -> np.ndarray:
+        """Return the share of light that passes, float32 (size, size, 3)."""
+        dyes = np.stack([self.stain.dyes[name] for name in self.layers]) * np.log(10)
+        amounts = np.stack(list(self.layers.values()), axis=-1)
+        return np.exp(-amounts @ dyes.astype(np.float32))
+
+    def dots(self, density: float, radius: float) -> np.ndarray:
+        """Return soft dots strewn over the field, peaks of about 1."""
+        count = self.rng.poisson(density * FIELD_WIDTH**2)
+        rows, columns = self.rng.integers(0, self.size, (2, count))
+        layer = self.empty()
+        # The same amount of dye at any resolution, also where a granule is less than a pixel.
+        amount = 2 * np.pi * (radius * self.scale) ** 2
+        np.add.at(layer, (rows, columns), self.rng.uniform(0.4, 1.0, count) * amount)
+        return np.minimum(self.blur(layer, radius), 1.3)
+
+
+def draw_stain(rng: np.random.Generator) -> Stain:
+    """Draw one patient's stain and light."""
+    daylight = rng.beta(0.5, 2.5)
+    background = (1 - daylight) * np.array(_PAPER) + daylight * np.array(_DAYLIGHT)
+    strength = rng.normal(1.0, 0.08)
+    dyes = {
+        name: np.array(colour) * strength * rng.normal(1.0, 0.07) * rng.normal(1.0, 0.05, 3)
+        for name, colour in _DYES.items()
+    }
+    return Stain(background + rng.normal(0, 2, 3), dyes, red_cells=int(rng.integers(8, 22)))
+
+
+def draw_cell(
+    class_name: str, *, size: int, rng: np.random.Generator, stain: Stain | None = None
+) -> Cell:
+    """Draw one cell near the centre of a field of red cells.
+
+    Args:
+        class_name: one of `CLASS_NAMES`.
+        size: pixels, both sides.
+        rng: where every random choice comes from.
+        stain: the patient's; a new one is drawn if None.
+
+    Raises:
+        ValueError: unknown class.
+    """
+    if class_name not in _KINDS:
+        raise ValueError(f"class_name: expected one of {CLASS_NAMES}. Received: {class_name!r}")
+    kind = _KINDS[class_name]
+    slide = _Slide(size, rng, draw_stain(rng) if stain is None else stain)
+    centre = FIELD_WIDTH / 2 + rng.uniform(-2, 2, 2)
+    radius = rng.uniform(*kind.diameter) / 2
+    nucleus = slide.fill(_place_nucleus(kind, radius, rng), centre)
+    outline = _blob(rng, radius, stretch=rng.uniform(1.0, 1.18), wobble=kind.wobble)
+    body = np.maximum(slide.fill([outline], centre), nucleus)
+    _add_red_cells(slide, centre, radius)
+    _add_platelets(slide, centre, radius)
+    slide.clear(0.9 * body)
+    _add_cytoplasm(slide, kind, body, nucleus)
+    _add_chromatin(slide, kind.chromatin, nucleus, nucleoli=kind.nucleoli)
+    _add_granules(slide, kind.granules, body, nucleus)
+    mask = np.where(nucleus > 0.5, 255, np.where(body > 0.5, 128, 0)).astype(np.uint8)
+    return Cell(_photograph(slide), mask)
+
+
+def _place_nucleus(kind: _Kind, radius: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return the nucleus turned at random, pushed aside, and inside a cell of ``radius``."""
+    contours = kind.nucleus(rng, radius)
+    points = np.concatenate(contours)
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    reach = np.linalg.norm(points - middle, axis=1).max()
+    shrink = min(1.0, 0.94 * radius / reach)
+    room = max(0.0, 0.96 * radius - reach * shrink)
+    push = kind.off_centre * room * rng.uniform(0.4, 1.0) * np.array([1.0, 0.0])
+    turn, direction = rng.uniform(0, 2 * np.pi, 2)
+    push = _turn(push[None], direction)
+    return [_turn((contour - middle) * shrink, turn) + push for contour in contours]
+
+
+def _add_red_cells(slide: _Slide, centre: np.ndarray, radius: float) -> None:
+    rng = slide.rng
+    cover, pallor = slide.empty(), slide.empty()
+    for place, red in _scatter_red_cells(rng, slide.stain.red_cells, centre, radius):
+        disc = _blob(rng, red, stretch=rng.uniform(1.0, 1.25), wobble=0.03)
+        cover += slide.fill([disc], place) * rng.uniform(0.85, 1.15)
+        pallor += slide.fill([disc * rng.uniform(0.4, 0.65)], place) * rng.beta(1.2, 0.7)
+    rim = np.clip(cover - slide.blur(cover, 0.5), 0, 1)
+    pallor = slide.blur(pallor, 0.45)
+    thickness = cover * (1 + 0.5 * rim) * np.maximum(1 - 0.9 * pallor, 0.1)
+    slide.add(thickness, {"tan": 0.34})
+
+
+def _scatter_red_cells(
+    rng: np.random.Generator, count: int, centre: np.ndarray, radius: float
+) -> list[tuple[np.ndarray, float]]:
+    """Return places and radii; red cells touch and overlap a little, the white cell less."""
+    placed = [(centre, radius)]
+    for place in rng.uniform(-3, FIELD_WIDTH + 3, (3 * count, 2)):
+        red = rng.uniform(3.2, 4.0)
+        nearness = 1.05 - 0.35 * rng.beta(0.5, 1.5)
+        if len(placed) <= count and all(
+            np.hypot(*(place - other)) > nearness * (red + size) for other, size in placed
+        ):
+            placed.append((place, red))
+    return placed[1:]
+
+
+def _add_platelets(slide: _Slide, centre: np.ndarray, radius: float) -> None:
+    rng = slide.rng
+    for _ in range(rng.poisson(0.5)):
+        place, small = rng.uniform(0, FIELD_WIDTH, 2), rng.uniform(0.7, 1.4)
+        if np.linalg.norm(place - centre) > radius + 2 * small:
+            layer = slide.fill([_blob(rng, small, stretch=1.3, wobble=0.12)], place)
+            slide.add(layer * (1 + 0.5 * slide.texture(0.6)), {"purple": 0.5, "pink": 0.1})
+
+
+def _add_cytoplasm(slide: _Slide, kind: _Kind, body: np.ndarray, nucleus: np.ndarray) -> None:
+    layer = body * (1 + 0.16 * slide.texture(0.6) + 0.14 * slide.texture(3.0))
+    halo = slide.blur(nucleus, 0.8) if kind.pale_zone else nucleus
+    layer *= 1 - kind.pale_zone * halo
+    layer *= 1 - 0.8 * _bubbles(slide, body - nucleus, most=kind.vacuoles, radius=(0.25, 0.8))
+    layer *= 1 - 0.8 * nucleus  # the chromatin's density counts what lies over and under it
+    slide.add(layer, kind.cytoplasm)
+    edge = np.clip(body - slide.blur(body, 0.7), 0, 1) * (1 - nucleus)
+    slide.add(edge, {"purple": 0.15, "blue": 0.1 + 2 * kind.blue_edge})
+
+
+def _bubbles(
+    slide: _Slide, where: np.ndarray, *, most: int, radius: tuple[float, float]
+) -> np.ndarray:
+    """Return up to ``most`` discs 0..1 whose centres lie where ``where`` is near 1."""
+    rows, columns = np.nonzero(where > 0.9)
+    count = slide.rng.integers(0, most + 1) if len(rows) else 0
+    chosen = slide.rng.integers(0, max(len(rows), 1), count)
+    places = (np.stack([columns[chosen], rows[chosen]], axis=1) + 0.5) / slide.scale
+    discs = [_disc(place, slide.rng.uniform(*radius)) for place in places]
+    return slide.blur(slide.fill(discs, np.zeros(2)), 0.1)
+
+
+def _add_chromatin(
+    slide: _Slide, chromatin: _Chromatin, nucleus: np.ndarray, *, nucleoli: int
+) -> None:
+    clumps = slide.texture(chromatin.pitch) + 0.6 * slide.texture(2 * chromatin.pitch)
+    rim = np.clip(nucleus - slide.blur(nucleus, 0.45), 0, 1)
+    layer = chromatin.density * nucleus * (1 + chromatin.contrast * clumps + 0.35 * rim)
+    if nucleoli:
+        inner = slide.blur(nucleus, 0.8) * nucleus
+        spots = _bubbles(slide, inner, most=nucleoli, radius=(0.6, 1.1))
+        layer *= 1 - 0.4 * slide.blur(spots, 0.2)
+    slide.add(layer, {"purple": 1.0})
+    slide.add(nucleus * (1 - clumps), {"pink": 0.12})  # between the clumps
+
+
+def _add_granules(
+    slide: _Slide, granules: tuple[_Granules, ...], body: np.ndarray, nucleus: np.ndarray
+) -> None:
+    for kind in granules:
+        where = body * (1 - (1 - kind.on_nucleus) * nucleus)
+        slide.add(slide.dots(kind.density, kind.radius) * where, kind.dyes)
+
+
+def _photograph(slide: _Slide) -> np.ndarray:
+    """Return the field as a camera sees it: optics, uneven light, noise and JPEG."""
+    rng, size = slide.rng, slide.size
+    light = slide.transmittance() * slide.stain.background.astype(np.float32)
+    light = slide.blur(light, rng.uniform(0.06, 0.16))
+    across, down = rng.uniform(-0.03, 0.03, 2)
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    light *= (1 + across * ramp[None, :] + down * ramp[:, None])[..., None]
+    light += rng.standard_normal(light.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 2.5))
+    picture = np.clip(np.rint(light), 0, 255).astype(np.uint8)
+    quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(82, 96))]
+    encoded = cv2.imencode(".jpg", picture[..., ::-1], quality)[1]
+    return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+# The set. --------------------------------------------------------------------------------------
+
+
+def write_cells(folder: Path, settings: SyntheticConfig) -> None:
+    """Draw a labelled set: ``<class>/<class>_0001.png``, its mask under ``masks/``, manifest.csv.
+
+    The manifest (``file,label,patient``) is written last. Every patient has a stain of its own, and
+    each class is dealt out over the patients in turn. The same settings give the same bytes.
+    """
+    rows = ["file,label,patient"]
+    stains = [
+        draw_stain(np.random.default_rng([settings.seed, 1, patient]))
+        for patient in range(settings.patients)
+    ]
+    for class_index, (class_name, count) in enumerate(
+        zip(CLASS_NAMES, class_counts(settings), strict=True)
+    ):
+        order = np.random.default_rng([settings.seed, 2, class_index]).permutation(len(stains))
+        for number in range(count):
+            patient = int(order[number % len(stains)])
+            file = f"{class_name}/{class_name}_{number + 1:04d}.png"
+            rng = np.random.default_rng([settings.seed, 3, class_index, number])
+            cell = draw_cell(class_name, size=settings.image_size, rng=rng, stain=stains[patient])
+            _write_png(folder / file, cell.image[..., ::-1])
+            _write_png(folder / "masks" / file, cell.mask)
+            rows.append(f"{file},{class_name},patient_{patient + 1:02d}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def class_counts(settings: SyntheticConfig) -> list[int]:
+    """Return the cells of each class, in the order of `CLASS_NAMES`.
+
+    They add up to ``settings.cells``, fall geometrically, the first ``imbalance`` times the last
+    but for rounding, and no class is left empty.
+    """
+    classes = len(CLASS_NAMES)
+    weights = settings.imbalance ** -(np.arange(classes) / (classes - 1))
+    exact = settings.cells * weights / weights.sum()
+    counts = np.floor(exact).astype(int)
+    most_cut = np.argsort(counts - exact, kind="stable")
+    counts[most_cut[: settings.cells - counts.sum()]] += 1
+    counts = np.maximum(counts, 1)
+    counts[0] -= counts.sum() - settings.cells
+    return counts.tolist()
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())

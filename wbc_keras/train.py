@@ -1,0 +1,336 @@
+"""Train a classifier: ``python -m wbc_keras.train --config FILE --data PATH``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wbc_keras import runs
+from wbc_keras.commands import make_parser, run_action
+from wbc_keras.config import Config, TrainConfig, dump_config, load_config
+from wbc_keras.errors import ConfigError, DataError, RunError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from wbc_keras.fitting import LabelledCells
+    from wbc_keras.images import BadImage
+    from wbc_keras.manifest import Manifest
+    from wbc_keras.pipeline import Cells
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0 when done, 2 for the user's mistake."""
+    parser = make_parser("train", "Train a white-blood-cell classifier and write a run folder.")
+    parser.add_argument("--config", required=True, help="YAML file of settings")
+    parser.add_argument("--data", help="class folder, manifest, Munich folder, .npz or 'synthetic'")
+    parser.add_argument("--output", help="run folder (default: artifacts/<name of the config>)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, e.g. train.epochs=5 (repeatable)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
+    parser.add_argument("--dry-run", action="store_true", help="check all, train and write nothing")
+    return run_action(_action, parser.parse_args(argv))
+
+
+def _action(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.config, overrides=arguments.set)
+    folder = train(
+        config,
+        data=arguments.data,
+        output=arguments.output,
+        resume=arguments.resume,
+        dry_run=arguments.dry_run,
+    )
+    if arguments.dry_run:
+        print("dry run: everything is in place, nothing was trained or written")
+        return
+    print(f"model    {folder / 'model.keras'}")
+    print(f"history  {folder / 'history.csv'}")
+    print(f"next     python -m wbc_keras.evaluate --run {folder}")
+
+
+def train(
+    config: Config,
+    *,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Train a classifier and return its run folder.
+
+    Args:
+        config: the settings; ``config.data.source`` is used where ``data`` is None.
+        data: what ``--data`` takes.
+        output: the run folder, ``artifacts/<config.name>`` by default; must be empty or missing
+            unless ``resume``.
+        resume: go on from the last finished epoch; ends with the weights of an uninterrupted run.
+        dry_run: check settings, data, pictures and network, then stop without writing.
+
+    Raises:
+        WbcError: a mistake in settings, data or folders, before anything is trained.
+    """
+    config = _with_source(config, data)
+    folder = Path(output) if output is not None else Path("artifacts") / config.name
+    if _is_finished(folder) and resume:
+        logger.info("%s: is finished already, nothing to resume", folder)
+        return folder
+    if resume:
+        _require_same_config(folder, config)
+    else:
+        runs.require_empty(folder)
+    # TensorFlow takes seconds to load: only now, when the settings are known to be right.
+    from wbc_keras.backbones import check_weights
+
+    check_weights(config.model)
+    plan = plan_data(config)
+    if resume:
+        _require_same_splits(folder, plan)
+    return _train_planned(config, plan, folder=folder, dry_run=dry_run)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The readable, labelled cells with their splits; bad pictures apart."""
+
+    manifest: Manifest
+    assignment: np.ndarray
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+    bad: tuple[BadImage, ...]
+
+    def labels(self) -> np.ndarray:
+        """Return int32 ``(n,)``, indices into ``class_names``."""
+        index = {name: i for i, name in enumerate(self.class_names)}
+        return self.manifest.table["label"].map(index).to_numpy("int32")
+
+
+def plan_data(config: Config) -> DataPlan:
+    """Read the manifest, check every picture, and split.
+
+    Raises:
+        DataError: what is wrong with the source; all bad pictures are named together.
+    """
+    from wbc_keras.images import find_bad_images
+    from wbc_keras.manifest import read_manifest
+    from wbc_keras.splits import make_splits
+
+    settings, split = config.data, config.split
+    manifest = read_manifest(
+        settings.source, label_column=settings.label_column, synthetic=settings.synthetic
+    )
+    manifest = _without_labels(manifest, settings.exclude_labels)
+    bad = find_bad_images(manifest.paths())
+    if bad and settings.bad_images == "error":
+        raise DataError(_describe_bad(bad))
+    bad_paths = {image.path for image in bad}
+    manifest = manifest.select([path not in bad_paths for path in manifest.paths()])
+    names = manifest.class_names()
+    if len(names) < 2:
+        raise DataError(
+            f"{settings.source}: a classifier needs at least two classes. Received: {names}; "
+            "sort the pictures into one folder a class, or check data.exclude_labels"
+        )
+    k, folds = split.fold_of or (None, 5)
+    splits = make_splits(
+        manifest.table,
+        validation=split.validation,
+        test=split.test,
+        fold=k,
+        folds=folds,
+        seed=split.seed,
+    )
+    return DataPlan(manifest, splits.assignment, tuple(names), splits.notes, tuple(bad))
+
+
+def _without_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
+    missing = sorted(set(labels) - set(manifest.class_names()))
+    if missing:
+        raise ConfigError(
+            f"data.exclude_labels: {', '.join(missing)} is not among the data's labels "
+            f"({', '.join(manifest.class_names())})"
+        )
+    return manifest.select(~manifest.table["label"].isin(labels).to_numpy())
+
+
+def _describe_bad(bad: Sequence[BadImage]) -> str:
+    shown = "; ".join(str(image) for image in bad[:20])
+    more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+    return (
+        f"{len(bad)} picture(s) cannot be used: {shown}{more}; "
+        "mend or remove them, or leave them out with --set data.bad_images=skip"
+    )
+
+
+def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool) -> Path:
+    import keras
+
+    from wbc_keras.classifier import build_classifier
+    from wbc_keras.fitting import fit
+
+    device, precision, jit_compile = choose_device(config.train)
+    keras.utils.set_random_seed(config.train.seed)
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = build_classifier(
+            config.model, num_classes=len(plan.class_names), image_size=config.data.image_size
+        )
+        _print_banner(config, plan, model=model, device=device, folder=folder)
+        if dry_run:
+            return folder
+        _write_plan(config, plan, folder)
+        train_cells, validation_cells = (_load(config, plan, name) for name in _LOADED)
+        _print_found(train_cells.cells, validation_cells.cells)
+        fit(
+            model,
+            train=train_cells,
+            validation=validation_cells,
+            config=config,
+            folder=folder,
+            jit_compile=jit_compile,
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    # Its absence, beside a history, says that the run is finished.
+    (folder / "training_state.npz").unlink(missing_ok=True)
+    return folder
+
+
+_LOADED = ("train", "validation")
+
+
+def _load(config: Config, plan: DataPlan, split: str) -> LabelledCells:
+    from wbc_keras.fitting import LabelledCells
+    from wbc_keras.pipeline import load_cells
+
+    chosen = plan.assignment == split
+    paths = plan.manifest.select(chosen).paths()
+    cells = load_cells(paths, roi=config.roi, image_size=config.data.image_size)
+    return LabelledCells(cells, plan.labels()[chosen])
+
+
+def choose_device(settings: TrainConfig) -> tuple[str, str, bool]:
+    """Return device name, dtype policy and whether XLA compiles the step.
+
+    Measured on CPUs: bfloat16 and XLA both train slower there, so `auto` uses them on a GPU only.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    policy = settings.precision
+    if policy == "auto":
+        policy = "mixed_bfloat16" if gpus else "float32"
+    jit = bool(gpus) if settings.jit_compile == "auto" else settings.jit_compile
+    return (f"{len(gpus)} GPU" if gpus else "CPU"), policy, jit
+
+
+def _with_source(config: Config, data: str | Path | None) -> Config:
+    source = str(data) if data is not None else config.data.source
+    if source is None:
+        raise ConfigError("no pictures given: pass --data PATH or set data.source")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / "history.csv").exists() and not (folder / "training_state.npz").exists()
+
+
+def _require_same_config(folder: Path, config: Config) -> None:
+    path = folder / "config.yaml"
+    if not path.exists():
+        runs.require_empty(folder)
+        return
+    if load_config(path) != config:
+        raise RunError(
+            f"{path}: differs from the settings given, so the run cannot go on as the same run; "
+            "resume with the settings it was started with, or choose another --output"
+        )
+
+
+def _require_same_splits(folder: Path, plan: DataPlan) -> None:
+    from wbc_keras.splits import read_splits
+
+    path = folder / "splits.csv"
+    if path.exists() and not read_splits(path).equals(_split_table(plan)):
+        raise RunError(
+            f"{path}: the data has changed since the run was started; "
+            "restore it, or start again with another --output"
+        )
+
+
+def _split_table(plan: DataPlan) -> pd.DataFrame:
+    return plan.manifest.table.assign(split=plan.assignment)
+
+
+def _write_plan(config: Config, plan: DataPlan, folder: Path) -> None:
+    from wbc_keras.labels import abnormal_classes
+    from wbc_keras.splits import write_splits
+
+    runs.write_text(folder / "config.yaml", dump_config(config))
+    runs.write_json(folder / "environment.json", runs.describe_environment())
+    abnormal = abnormal_classes(plan.class_names)
+    runs.write_json(
+        folder / "classes.json", {"classes": list(plan.class_names), "abnormal": abnormal}
+    )
+    write_splits(folder / "splits.csv", plan.manifest.table, plan.assignment)
+    if plan.bad:
+        rows = "".join(f"{image}\n" for image in plan.bad)
+        runs.write_text(folder / "bad_images.txt", rows)
+
+
+def _print_banner(
+    config: Config, plan: DataPlan, *, model: object, device: str, folder: Path
+) -> None:
+    import keras
+    import pandas as pd
+
+    from wbc_keras.fitting import cell_weights
+
+    table = _split_table(plan)
+    counts = pd.crosstab(table["label"], table["split"]).reindex(
+        index=list(plan.class_names), columns=["train", "validation", "test"], fill_value=0
+    )
+    labels = plan.labels()[plan.assignment == "train"]
+    weights = cell_weights(labels, config=config, classes=len(plan.class_names))
+    first = dict(zip(labels.tolist(), weights.tolist(), strict=True))
+    counts["weight"] = [f"{first[i]:.3g}" if i in first else "-" for i in range(len(counts))]
+    groups = table.loc[table["group"] != "", "group"].nunique()
+    print(counts.to_string())
+    print(
+        f"cells {len(table)}  groups {groups or 'none: split by picture'}  "
+        f"bad pictures left out {len(plan.bad)}"
+    )
+    for note in plan.notes:
+        print(f"note: {note}")
+    settings = config.model
+    print(
+        f"model {settings.backbone} + {settings.attention}, weights {settings.weights}, "
+        f"{model.count_params():,} parameters, {'x'.join(map(str, config.data.image_size))} px"
+    )
+    print(f"loss {config.loss.name}, class weights {config.loss.class_weight}")
+    policy, jit = keras.config.dtype_policy().name, choose_device(config.train)[2]
+    print(f"device {device}, {policy}, XLA {'on' if jit else 'off'}, seed {config.train.seed}")
+    print(f"run folder {folder}", flush=True)
+
+
+def _print_found(*parts: Cells) -> None:
+    found = sum(int(cells.found.sum()) for cells in parts)
+    total = sum(len(cells) for cells in parts)
+    print(f"ROI: cell found in {found} of {total}, the others cropped at the centre", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
