@@ -25,7 +25,7 @@ def run_action(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # TensorFlow's start-up chatter would bury the banner; a user's own setting wins.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         action(arguments)
     except WbcError as error:

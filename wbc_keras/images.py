@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ class BadImage(DataError):
 
     def __str__(self) -> str:
         """Return the one line a user sees."""
-        return f"{self.path}: {self.reason}; save the picture again from its source or remove it"
+        return f"{self.path}: {self.reason}"
 
 
 def decode(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -120,6 +121,20 @@ def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[Ba
         return [fault for fault in pool.map(_fault_of, paths) if fault is not None]
 
 
+def require_readable(paths: Sequence[str | Path]) -> None:
+    """Raise one DataError that names the pictures that cannot be used, if there are any."""
+    bad = find_bad_images(paths)
+    if bad:
+        raise DataError(describe_bad(bad) + "; mend or remove them")
+
+
+def describe_bad(bad: Sequence[BadImage]) -> str:
+    """Say in one line how many pictures cannot be used, and name the first twenty."""
+    shown = "; ".join(str(image) for image in bad[:20])
+    more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+    return f"{len(bad)} picture{'s' if len(bad) > 1 else ''} cannot be used: {shown}{more}"
+
+
 def _fault_of(path: str | Path) -> BadImage | None:
     try:
         read_image(path)
@@ -165,7 +180,7 @@ def _decode_tiff_or_bmp(encoded: bytes) -> npt.NDArray[np.uint8] | None:
     return None if image is None else _as_rgb(image)
 
 
-def _as_rgb(image: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8] | None:
+def _as_rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
     """Return OpenCV's grey, BGR or BGRA as 8-bit RGB, or None for depths pictures do not have."""
     if image.dtype == np.uint16:
         # The upper byte, as TensorFlow does for 16-bit PNG.

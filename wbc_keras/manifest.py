@@ -17,9 +17,11 @@ import posixpath
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,8 @@ import pandas as pd
 
 from wbc_keras.config import SyntheticConfig
 from wbc_keras.errors import DataError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,17 @@ _SPLITS = {
     "test": "test",
 }
 _MEDMNIST_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+# Not a zip, cut short, damaged, pickled; a single array is no context manager (AttributeError on
+# Python 3.10, TypeError since).
+_UNREADABLE_NPZ = (
+    AttributeError,
+    EOFError,
+    OSError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # What archive programs leave beside the pictures.
 _IGNORED_FOLDERS = ("__MACOSX",)
 _ACCEPTED = (
@@ -162,7 +177,8 @@ def _require_two_classes(manifest: Manifest) -> None:
     if len(names) < 2:
         raise DataError(
             f"{manifest.root}: holds one class only, and a classifier needs two or more; add "
-            f"pictures of another class. Received: {', '.join(names)}"
+            "pictures of another class, or give the folder whose sub-folders are the classes. "
+            f"Received: {', '.join(names) or 'no labels'}"
         )
 
 
@@ -499,11 +515,17 @@ def _parse_annotations(path: Path) -> tuple[list[int], list[str], list[str]]:
 
 
 def _match_pictures(folder: Path, named: Sequence[str]) -> list[str | None]:
-    """Return for each named file the picture of that name, or of that stem in another format."""
+    """Return for each named file the picture of that name, or of that stem in another format.
+
+    The code folders may lie in a folder of their own, so code folder and stem are what counts.
+    """
     present = sorted(_find_pictures(folder))
-    by_name = set(present)
-    by_stem = {posixpath.splitext(file)[0]: file for file in present}
-    return [file if file in by_name else by_stem.get(posixpath.splitext(file)[0]) for file in named]
+    by_name, by_stem = set(present), {_code_and_stem(file): file for file in present}
+    return [file if file in by_name else by_stem.get(_code_and_stem(file)) for file in named]
+
+
+def _code_and_stem(file: str) -> str:
+    return posixpath.splitext("/".join(file.split("/")[-2:]))[0]
 
 
 # --- MedMNIST and drawn cells: written once into the cache ---
@@ -562,14 +584,15 @@ def _hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _load_npz(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+def _load_npz(path: Path) -> Arrays:
     keys = [f"{split}_{part}" for split in _MEDMNIST_SPLITS for part in ("images", "labels")]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: NumPy leaves a file that it cannot read open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             missing = [key for key in keys if key not in archive.files]
             received = ", ".join(archive.files)
             arrays = {} if missing else {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE_NPZ as error:
         raise DataError(f"{path}: is not a readable .npz file ({error})") from error
     if missing:
         raise DataError(
@@ -581,7 +604,7 @@ def _load_npz(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     return arrays
 
 
-def _check_arrays(path: Path, split: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+def _check_arrays(path: Path, split: str, arrays: Arrays) -> None:
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     is_picture = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)
     if images.dtype != np.uint8 or not is_picture:
@@ -597,7 +620,7 @@ def _check_arrays(path: Path, split: str, arrays: Mapping[str, npt.NDArray[np.ge
         )
 
 
-def _write_npz(folder: Path, arrays: Mapping[str, npt.NDArray[np.generic]], *, path: Path) -> None:
+def _write_npz(folder: Path, arrays: Arrays, *, path: Path) -> None:
     """Write every picture as PNG into its class folder, and manifest.csv."""
     labels = {split: arrays[f"{split}_labels"].astype(int).ravel() for split in _MEDMNIST_SPLITS}
     names = _name_classes(path, np.concatenate(list(labels.values())))

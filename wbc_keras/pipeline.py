@@ -7,7 +7,8 @@ alone, so that a resumed run sees what the uninterrupted one would have seen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def crop_cells(
     thumbnails = tf.stack(list(pool.map(make_thumbnail, images)))
     sizes = tf.constant([image.shape[:2] for image in images], tf.int32)
     located = _locate(thumbnails, sizes, mode=roi.mode, margin=roi.margin)
-    crops = pool.map(lambda pair: _crop(*pair, image_size=image_size), zip(images, located.boxes))
+    crops = pool.map(_make_crop(image_size), images, located.boxes)
     return Cells(
         np.stack([np.asarray(image) for image in crops]),
         located.boxes.numpy(),
@@ -88,7 +89,15 @@ def crop_cells(
 
 
 _locate = tf.function(locate, reduce_retracing=True)
-_crop = tf.function(crop, reduce_retracing=True)
+
+
+@functools.cache
+def _make_crop(image_size: tuple[int, int]) -> Callable[[np.ndarray, tf.Tensor], tf.Tensor]:
+    """Compile `crop` once for pictures of every size."""
+    signature = (tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([4], tf.float32))
+    return tf.function(
+        lambda image, box: crop(image, box, image_size=image_size), input_signature=signature
+    )
 
 
 def make_batches(

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import seaborn as sns
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from wbc_keras.metrics import Evaluation, Reliability
@@ -33,7 +34,7 @@ _ROC_STYLES = ("-", "--", "-.", ":")
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG of 150 dots an inch, whole or not at all."""
     with replacing(Path(path)) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
 
 
 def plot_confusion_matrix(
@@ -51,16 +52,21 @@ def plot_confusion_matrix(
     shares = np.divide(counts, support, out=np.full(counts.shape, np.nan), where=support > 0)
     side = 2.6 + 0.58 * max(len(class_names), 3)
     ax = ax or _new_axes(side + 1.2, side)
-    # Perceptually uniform in lightness, so also for the colour-blind and in print.
-    colors = sns.color_palette("mako_r", as_cmap=True).with_extremes(bad="0.93")
+    # Cubehelix: lightness falls evenly, so also for the colour-blind and in grey print.
+    colors = sns.cubehelix_palette(start=2.6, rot=-0.3, light=0.98, dark=0.2, as_cmap=True)
     picture = ax.imshow(np.ma.masked_invalid(shares), cmap=colors, vmin=0, vmax=1)
+    ax.set_facecolor("0.9")  # what a class without cells shows
     _write_shares(ax, counts, shares)
     rows = [f"{name} (n={n:,})" for name, n in zip(class_names, support[:, 0], strict=True)]
     ax.set_yticks(range(len(rows)), rows)
-    ax.set_xticks(range(len(rows)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xticks(range(len(rows)), class_names)
+    if max(map(len, class_names)) > 5:
+        ax.tick_params(axis="x", rotation=45)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     ax.set_xticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    ax.grid(which="minor", color="white", linewidth=1)
+    ax.grid(which="minor", color="0.85", linewidth=0.7)
     ax.tick_params(which="both", length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="predicted", ylabel="true class")
@@ -83,20 +89,27 @@ def plot_history(
     if ax is None:
         figure = Figure(figsize=(10, 4), layout="constrained")
         ax = tuple(figure.subplots(1, 2))
-    best = history.loc[history["val_macro_f1"].idxmax()]
+    best = history.iloc[int(history["val_macro_f1"].argmax())]
     for one, name, title in zip(ax, ("loss", "macro_f1"), ("loss", "macro F1"), strict=True):
-        for column, label, color in ((name, "train", _BLUE), (f"val_{name}", "validation", _ORANGE)):
+        for column, label, color in (
+            (name, "train", _BLUE),
+            (f"val_{name}", "validation", _ORANGE),
+        ):
             marker = "o" if label == "train" else "s"
-            one.plot(history["epoch"], history[column], color=color, marker=marker, ms=3, label=label)
-        one.plot(best["epoch"], best[f"val_{name}"], "*", ms=14, color=_ORANGE, mec="black")
+            one.plot(
+                history["epoch"], history[column], color=color, marker=marker, ms=3, label=label
+            )
+        label = f"best macro F1: {best['val_macro_f1']:.3f} (epoch {best['epoch']:.0f})"
+        star = {"marker": "*", "ms": 14, "color": _ORANGE, "mec": "black", "ls": "", "label": label}
+        one.plot(best["epoch"], best[f"val_{name}"], **star)
         _mark_phases(one, history)
-        one.xaxis.get_major_locator().set_params(integer=True)
-        one.set(xlabel="epoch", ylabel=title)
+        one.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        limits = (history["epoch"].min() - 0.5, history["epoch"].max() + 0.5)
+        one.set(xlabel="epoch", ylabel=title, xlim=limits)
         sns.despine(ax=one)
     ax[1].set_ylim(0, 1.02)
-    ax[0].set_ylim(bottom=0)
-    ax[0].legend(frameon=False)
-    ax[1].set_title(f"best: {best['val_macro_f1']:.3f} at epoch {best['epoch']:.0f} (star)", size=10)
+    ax[0].set_ylim(0, 1.08 * history[["loss", "val_loss"]].to_numpy(float).max())
+    ax[1].legend(frameon=False, loc="lower right")
     return ax
 
 
@@ -113,7 +126,7 @@ def plot_per_class(evaluation: Evaluation, *, ax: Axes | None = None) -> Axes:
         _join_scores(ax, row, one.precision, one.recall)
     ax.lines[2].set_label("F1")
     ax.set_yticks(range(len(scores)), [f"{name} (n={one.support:,})" for name, one in scores])
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(scores) - 0.3))
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(scores) - 0.3), xlabel="score")
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     ax.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -142,17 +155,15 @@ def plot_roc(
         ax: where to draw.
     """
     truth, shares = np.asarray(y_true), np.asarray(probabilities)
-    aurocs = {name: evaluation.per_class[name].auroc for name in class_names}
-    had = [name for name in class_names if aurocs[name] is not None]
     ax = ax or _new_axes(8.5, 5.5)
-    floor = 0.5 / max(len(truth), 1)
-    for rank, name in enumerate(sorted(had, key=lambda name: aurocs[name])):
-        c = list(class_names).index(name)
+    floor = 0.5 / len(truth)
+    for rank, (auroc, c) in enumerate(_worst_first(evaluation, class_names)):
         false, true, _ = roc_curve(truth == c, shares[:, c])
-        label = f"{aurocs[name]:.3f} {name} (n={evaluation.per_class[name].support:,})"
+        support = evaluation.per_class[class_names[c]].support
+        label = f"{auroc:.4f} {class_names[c]} (n={support:,})"
         ax.plot(np.maximum(false, floor), true, label=label, **_roc_style(rank))
     chance = np.geomspace(floor, 1, 200)
-    ax.plot(chance, chance, ":", color="black", linewidth=1, label="0.500 chance")
+    ax.plot(chance, chance, ":", color="black", linewidth=1, label="0.5000 chance")
     ax.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.01))
     ax.set(xlabel="false-positive rate (log scale)", ylabel="recall")
     ax.legend(title="AUROC", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -173,7 +184,9 @@ def plot_reliability(reliability: Reliability, *, ax: Axes | None = None) -> Axe
         ax.text(middle, accuracy[b] + 0.02, f"{reliability.counts[b]:,}", size=7, ha="center")
     ax.plot([0, 1], [0, 1], "--", color="black", linewidth=1)
     ax.set(xlim=(0, 1), ylim=(0, 1.06), aspect="equal")
-    ax.set(xlabel="confidence", ylabel="accuracy (cells above the bar)")
+    gaps = np.abs(accuracy - reliability.confidence)[filled] * reliability.counts[filled]
+    ax.set_title(f"ECE {gaps.sum() / reliability.counts.sum():.3f}; numbers count cells", size=10)
+    ax.set(xlabel="confidence", ylabel="accuracy")
     sns.despine(ax=ax)
     return ax
 
@@ -193,19 +206,31 @@ def plot_cells(
         boxes: (n, 4) of y0, x0, y1, x1 in relative units, drawn over the cells.
         columns: cells in a row.
     """
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    wrapped = [textwrap.fill(title, 17) for title in titles]
-    lines = max(text.count("\n") + 1 for text in wrapped)
-    figure = Figure(figsize=(1.5 * columns, (1.5 + 0.15 * lines) * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in grid:
-        ax.set_axis_off()
-    for ax, image, title in zip(grid, images, wrapped, strict=False):
-        ax.imshow(np.clip(image, 0, 255).astype(np.uint8))
-        ax.set_title(title, size=8, pad=3)
-    for ax, image, box in zip(grid, images, () if boxes is None else np.asarray(boxes), strict=False):
+    figure, grid = _draw_sheet(images, titles, columns=columns, width=1.5)
+    for ax, image, box in zip(
+        grid, images, () if boxes is None else np.asarray(boxes), strict=False
+    ):
         _draw_box(ax, box, image.shape[:2])
+    return figure
+
+
+def plot_heatmaps(
+    images: npt.NDArray[Any], heatmaps: npt.NDArray[Any], table: pd.DataFrame, *, columns: int = 4
+) -> Figure:
+    """Return a sheet of cells, each beside itself under its heatmap; wrong answers are marked.
+
+    Args:
+        images: (n, h, w, 3), RGB 0-255.
+        heatmaps: (n, h, w), 0 to 1.
+        table: n rows with ``label``, ``predicted`` and ``confidence``.
+        columns: cells in a row.
+    """
+    pairs = [_beside_heat(image, heat) for image, heat in zip(images, heatmaps, strict=True)]
+    rows = list(table[["label", "predicted", "confidence"]].itertuples(index=False))
+    titles = [_answer_title(*row) for row in rows]
+    figure, grid = _draw_sheet(pairs, titles, columns=columns, width=2.8)
+    for ax, (label, predicted, _) in zip(grid, rows, strict=False):
+        ax.title.set_color("black" if label in ("", predicted) else _COLORS[3])
     return figure
 
 
@@ -222,22 +247,23 @@ def _write_shares(ax: Axes, counts: npt.NDArray[Any], shares: npt.NDArray[Any]) 
     size = 9 if len(counts) <= 10 else 7.5
     for row, column in zip(*np.nonzero(counts), strict=True):
         share = shares[row, column]
-        # 0 % beside a count would be read as a mistake.
-        percent = "<1%" if share < 0.005 else _percent(share)
-        color = "white" if share > 0.45 else "black"
+        # 0 % beside a count, or 100 % of less than all, would be read as a mistake.
+        percent = "<1%" if share < 0.005 else ">99%" if 0.995 <= share < 1 else _percent(share)
+        color = "white" if share > 0.71 else "black"  # contrast at least 4.5 to 1
         text = f"{counts[row, column]:,}\n{percent}"
         ax.text(column, row, text, color=color, size=size, ha="center", va="center")
 
 
 def _mark_phases(ax: Axes, history: pd.DataFrame) -> None:
-    """Draw a line where the phase changes and name the phases at the top."""
-    phase = history["phase"]
-    starts = history.loc[phase.ne(phase.shift()), ["epoch", "phase"]]
-    for number, (epoch, name) in enumerate(starts.itertuples(index=False)):
-        if number:
-            ax.axvline(epoch - 0.5, color=_GREY, linestyle="--", linewidth=1)
-        at = ax.get_xaxis_transform()
-        ax.text(epoch - 0.4, 0.99, name, transform=at, size=8, color="0.4", va="top")
+    """Draw a line where the phase changes, with the name of each phase on its side."""
+    epochs, phases = history["epoch"].to_numpy(), history["phase"].to_numpy()
+    for i in range(1, len(phases)):
+        if phases[i] != phases[i - 1]:
+            middle = (epochs[i] + epochs[i - 1]) / 2
+            ax.axvline(middle, color=_GREY, linestyle="--", linewidth=1)
+            for name, side in ((f"{phases[i - 1]} ", "right"), (f" {phases[i]}", "left")):
+                text = ax.text(middle, 1.0, name, size=8, color="0.4", ha=side, va="bottom")
+                text.set_transform(ax.get_xaxis_transform())
 
 
 def _join_scores(ax: Axes, row: int, precision: float | None, recall: float | None) -> None:
@@ -245,11 +271,50 @@ def _join_scores(ax: Axes, row: int, precision: float | None, recall: float | No
         ax.plot([precision, recall], [row, row], color=_GREY, linewidth=2, zorder=1)
 
 
+def _worst_first(evaluation: Evaluation, class_names: Sequence[str]) -> list[tuple[float, int]]:
+    """Return AUROC and index of the classes that have an AUROC, the lowest first."""
+    aurocs = [evaluation.per_class[name].auroc for name in class_names]
+    return sorted((auroc, c) for c, auroc in enumerate(aurocs) if auroc is not None)
+
+
 def _roc_style(rank: int) -> dict[str, Any]:
     if rank >= _ROC_COLORED:
         return {"color": "0.8", "linewidth": 1, "zorder": 1}
     style = _ROC_STYLES[rank % len(_ROC_STYLES)]
     return {"color": _COLORS[rank], "linestyle": style, "linewidth": 1.8}
+
+
+def _draw_sheet(
+    images: Sequence[npt.NDArray[Any]], titles: Sequence[str], *, columns: int, width: float
+) -> tuple[Figure, list[Axes]]:
+    """Draw pictures ``width`` inches wide in rows; return the figure and all its axes."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    wrapped = [textwrap.fill(title, int(width * 12)) for title in titles]
+    lines = max(text.count("\n") + 1 for text in wrapped)
+    height = width * max(image.shape[0] / image.shape[1] for image in images) + 0.15 * lines
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for ax in grid:
+        ax.set_axis_off()
+    for ax, image, title in zip(grid, images, wrapped, strict=False):
+        ax.imshow(np.clip(image, 0, 255).astype(np.uint8))
+        ax.set_title(title, size=8, pad=3)
+    return figure, grid
+
+
+def _beside_heat(image: npt.NDArray[Any], heat: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the picture and, to its right, the picture under its heatmap."""
+    colors = colormaps["viridis"](heat)[..., :3] * 255
+    weight = 0.65 * heat[..., np.newaxis]  # where nothing speaks for the class the cell stays clear
+    return np.hstack([image, image * (1 - weight) + colors * weight])
+
+
+def _answer_title(label: str, predicted: str, confidence: float) -> str:
+    share = _percent(confidence)
+    if label in ("", predicted):
+        return f"{predicted} {share}"
+    return f"{label}, taken for {predicted} {share}"
 
 
 def _draw_box(ax: Axes, box: npt.NDArray[Any], size: tuple[int, int]) -> None:

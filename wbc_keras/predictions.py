@@ -52,8 +52,8 @@ def prediction_table(
             f"(n, 4) boxes. Received: {len(files)} files, {len(labels)} labels, probabilities "
             f"{shares.shape}, {len(class_names)} class names, boxes {corners.shape}"
         )
-    cells = pd.DataFrame({"file": list(files), "label": list(labels)}, dtype=object)
-    cells["predicted"] = np.asarray(class_names, dtype=object)[shares.argmax(axis=1)]
+    cells = pd.DataFrame({"file": list(files), "label": list(labels)})
+    cells["predicted"] = [class_names[c] for c in shares.argmax(axis=1)]
     cells["confidence"] = shares.max(axis=1)
     columns = [pd.DataFrame(shares, columns=list(class_names))]
     columns.append(pd.DataFrame(corners, columns=list(BOX_COLUMNS)))
@@ -91,8 +91,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a predictions table ({reason})") from error
     _check_columns(path, list(table.columns))
-    texts = table[list(CELL_COLUMNS[:3])].astype(object)
-    return pd.concat([texts, _read_numbers(path, table.iloc[:, 3:])], axis=1)
+    return pd.concat([table.iloc[:, :3], _read_numbers(path, table.iloc[:, 3:])], axis=1)
 
 
 def _check_class_names(class_names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,26 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder`` that takes its place when the block ends well.
+
+    An older ``folder`` is moved aside first and removed last, so that no reader sees a mixture.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    older = temporary.with_name(temporary.name + ".old")
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if folder.exists():
+            os.replace(folder, older)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -85,6 +106,19 @@ def require_empty(folder: Path) -> None:
             f"{folder}: the output folder is not empty and is never overwritten; "
             "choose another --output, or --resume to go on with it"
         )
+
+
+def require_replaceable(folder: Path, files: frozenset[str]) -> None:
+    """Raise RunError if replacing ``folder`` would lose anything but the ``files`` named."""
+    if folder.is_dir():
+        others = sorted({path.name for path in folder.iterdir()} - files)
+        if not others:
+            return
+        raise RunError(
+            f"{folder}: would be replaced whole, but holds {', '.join(others[:3])}; "
+            "choose another --output"
+        )
+    require_empty(folder)
 
 
 @dataclass(frozen=True)

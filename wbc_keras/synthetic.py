@@ -8,6 +8,7 @@ Lengths are micrometres. Colours and sizes were set by eye and by median against
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +198,7 @@ _KINDS = {
     "myeloblast": _Kind(
         diameter=(14.5, 18.0),
         nucleus=lambda rng, cell: _round(rng, cell, (0.8, 0.89), stretch=1.2),
-        chromatin=_Chromatin(density=1.25, contrast=0.24, pitch=0.4),
+        chromatin=_Chromatin(density=1.25, contrast=0.3, pitch=0.5),
         cytoplasm={"blue": 0.38, "purple": 0.15},
         wobble=0.05,
         off_centre=0.7,
@@ -231,10 +232,10 @@ _KINDS = {
     "basophil": _Kind(
         diameter=(10.8, 13.2),
         nucleus=_clover,
-        chromatin=_Chromatin(density=1.55, contrast=0.25, pitch=0.6),
+        chromatin=_Chromatin(density=1.6, contrast=0.25, pitch=0.6),
         cytoplasm={"purple": 0.3, "pink": 0.1},
         granules=(
-            _Granules({"purple": 1.2, "blue": 0.2}, density=1.6, radius=0.27, on_nucleus=0.6),
+            _Granules({"purple": 0.75, "blue": 0.15}, density=1.5, radius=0.25, on_nucleus=0.6),
         ),
         wobble=0.05,
     ),
@@ -250,9 +251,9 @@ _KINDS = {
         diameter=(15.0, 18.5),
         nucleus=lambda rng, cell: _round(rng, cell, (0.68, 0.78), stretch=1.35),
         chromatin=_Chromatin(density=1.4, contrast=0.28, pitch=0.55),
-        cytoplasm={"blue": 0.3, "purple": 0.22},
+        cytoplasm={"blue": 0.26, "purple": 0.16},
         granules=(
-            _Granules({"purple": 1.1, "pink": 0.2}, density=1.3, radius=0.2, on_nucleus=0.35),
+            _Granules({"purple": 0.75, "pink": 0.2}, density=1.2, radius=0.2, on_nucleus=0.35),
         ),
         off_centre=0.9,
         nucleoli=2,
@@ -415,7 +416,7 @@ def _scatter_red_cells(
         red = rng.uniform(3.2, 4.0)
         nearness = 1.05 - 0.35 * rng.beta(0.5, 1.5)
         if len(placed) <= count and all(
-            np.hypot(*(place - other)) > nearness * (red + size) for other, size in placed
+            math.dist(place, other) > nearness * (red + size) for other, size in placed
         ):
             placed.append((place, red))
     return placed[1:]
@@ -461,8 +462,8 @@ def _add_chromatin(
     layer = chromatin.density * nucleus * (1 + chromatin.contrast * clumps + 0.35 * rim)
     if nucleoli:
         inner = slide.blur(nucleus, 0.8) * nucleus
-        spots = _bubbles(slide, inner, most=nucleoli, radius=(0.6, 1.1))
-        layer *= 1 - 0.4 * slide.blur(spots, 0.2)
+        spots = _bubbles(slide, inner, most=nucleoli, radius=(0.7, 1.2))
+        layer *= 1 - 0.45 * spots
     slide.add(layer, {"purple": 1.0})
     slide.add(nucleus * (1 - clumps), {"pink": 0.12})  # between the clumps
 

@@ -124,7 +124,7 @@ def plan_data(config: Config) -> DataPlan:
     Raises:
         DataError: what is wrong with the source; all bad pictures are named together.
     """
-    from wbc_keras.images import find_bad_images
+    from wbc_keras.images import describe_bad, find_bad_images
     from wbc_keras.manifest import read_manifest
     from wbc_keras.splits import make_splits
 
@@ -135,7 +135,10 @@ def plan_data(config: Config) -> DataPlan:
     manifest = _without_labels(manifest, settings.exclude_labels)
     bad = find_bad_images(manifest.paths())
     if bad and settings.bad_images == "error":
-        raise DataError(_describe_bad(bad))
+        raise DataError(
+            f"{describe_bad(bad)}; mend or remove them, or leave them out with "
+            "--set data.bad_images=skip"
+        )
     bad_paths = {image.path for image in bad}
     manifest = manifest.select([path not in bad_paths for path in manifest.paths()])
     names = manifest.class_names()
@@ -164,15 +167,6 @@ def _without_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
             f"({', '.join(manifest.class_names())})"
         )
     return manifest.select(~manifest.table["label"].isin(labels).to_numpy())
-
-
-def _describe_bad(bad: Sequence[BadImage]) -> str:
-    shown = "; ".join(str(image) for image in bad[:20])
-    more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
-    return (
-        f"{len(bad)} picture(s) cannot be used: {shown}{more}; "
-        "mend or remove them, or leave them out with --set data.bad_images=skip"
-    )
 
 
 def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool) -> Path:

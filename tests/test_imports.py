@@ -1,0 +1,142 @@
+"""Imports point one way, and nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
+
+# A module imports from its own layer or an earlier one, never in a circle.
+LAYERS = (
+    # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
+    "__init__ errors commands config labels manifest splits synthetic metrics balance runs "
+    "predictions selection",
+    # 1: TensorFlow and Keras parts
+    "images roi augment pipeline layers losses backbones",
+    # 2: assembly
+    "classifier fitting inference predictor gradcam plots",
+    # 3: commands
+    "train evaluate explain predict export",
+)
+LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
+TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}
+# What --help has no use for; each costs a newcomer's first second.
+HEAVY = TENSORFLOW | {"cv2", "matplotlib", "pandas", "scipy", "seaborn", "sklearn"}
+# Where a package is not imported by the name it is installed by.
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"}
+
+MODULES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glob("*.py")}
+COMMANDS = sorted(
+    name
+    for name, tree in MODULES.items()
+    if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+)
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names that a module imports anywhere, also inside its functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute: from wbc_keras.x import y"
+            if node.module == "wbc_keras":
+                yield from (f"wbc_keras.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+
+
+def _own(module: str) -> set[str]:
+    """Return the modules of the package that ``module`` imports."""
+    dotted = (name.split(".") for name in _imports(MODULES[module]))
+    return {parts[1] for parts in dotted if parts[0] == "wbc_keras" and parts[1:]} & set(MODULES)
+
+
+def _third_party(module: str) -> set[str]:
+    top = {name.split(".")[0] for name in _imports(MODULES[module])}
+    return top - set(sys.stdlib_module_names) - {"wbc_keras"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_imports_only_from_its_layer_or_an_earlier_one(module):
+    assert module in LAYER_OF, f"{module}: give it a layer, here and in the design"
+    allowed = {name for name, layer in LAYER_OF.items() if layer <= LAYER_OF[module]}
+    assert _own(module) <= allowed
+
+
+def test_imports_have_no_circle():
+    waiting = {module: _own(module) for module in MODULES}
+    while free := {module for module, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {module: needs for module, needs in waiting.items() if module not in free}
+    assert not waiting
+
+
+@pytest.mark.parametrize("module", [name for name in sorted(MODULES) if LAYER_OF.get(name) == 0])
+def test_plain_layer_never_names_tensorflow(module):
+    assert not _third_party(module) & TENSORFLOW
+
+
+def test_plain_layer_loads_no_tensorflow():
+    plain = [f"wbc_keras.{name}" for name in sorted(MODULES) if LAYER_OF.get(name) == 0]
+    loaded = _loaded_after(f"for name in {plain!r}: importlib.import_module(name)")
+    assert not loaded & TENSORFLOW
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_nothing_heavy(command):
+    loaded = _loaded_after(
+        f"sys.argv = ['{command}', '--help']\n"
+        f"try: runpy.run_module('wbc_keras.{command}', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "else: raise AssertionError('--help did not end the command')"
+    )
+    assert not loaded & HEAVY
+
+
+def test_commands_are_those_of_the_design():
+    missing = {"train", "evaluate", "explain", "predict", "roi", "export"} - set(COMMANDS)
+    assert not missing
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_import_is_a_declared_dependency(module):
+    for name in _third_party(module):
+        assert _normal(DISTRIBUTIONS.get(name, name)) in _declared()
+
+
+def _declared() -> set[str]:
+    """Return the runtime dependencies of pyproject.toml (Python 3.10 has no tomllib)."""
+    text = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    return {_normal(name) for name in re.findall(r'^\s*"([\w-]+)', block[1], re.MULTILINE)}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _loaded_after(code: str) -> set[str]:
+    """Run ``code`` in a fresh Python and return the top-level modules that it loaded."""
+    lines = [
+        "import importlib, json, runpy, sys",
+        code,
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,56 @@
+"""The classifier: backbone, attention and head in one flat graph."""
+
+from __future__ import annotations
+
+import keras
+
+from wbc_keras.backbones import HEAD_LAYERS, build_backbone, load_weights
+from wbc_keras.config import ModelConfig
+from wbc_keras.layers import CBAM
+
+
+def build_classifier(
+    settings: ModelConfig, *, num_classes: int, image_size: tuple[int, int]
+) -> keras.Model:
+    """Build the network and load the weights it starts from.
+
+    Args:
+        settings: backbone, attention, dropout and weights.
+        num_classes: width of the output.
+        image_size: height and width of the input.
+
+    Returns:
+        a model from ``image``, RGB 0-255 ``(batch, height, width, 3)``, to ``logits``, float32
+        ``(batch, num_classes)``. Its layer ``features`` gives the feature map that is pooled: what
+        Grad-CAM reads.
+
+    Raises:
+        ConfigError: ``model.weights`` cannot be had or does not fit.
+    """
+    images = keras.Input((*image_size, 3), dtype="float32", name="image")
+    features = build_backbone(settings.backbone, images)
+    if settings.attention == "cbam":
+        features = CBAM(settings.reduction_ratio, settings.kernel_size, name="cbam")(features)
+    # Gives Grad-CAM one name to read at, with attention or without.
+    features = keras.layers.Activation("linear", name="features")(features)
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
+    pooled = keras.layers.Dropout(settings.dropout, name="dropout")(pooled)
+    # Under mixed precision too, the loss and the probabilities deserve float32.
+    logits = keras.layers.Dense(num_classes, dtype="float32", name="logits")(pooled)
+    model = keras.Model(images, logits, name=f"{settings.backbone}_classifier")
+    load_weights(model, settings)
+    return model
+
+
+def set_trainable(model: keras.Model, *, backbone: bool, batch_norm: bool) -> None:
+    """Choose what learns; attention and head always do. Compile the model afterwards.
+
+    Args:
+        model: of `build_classifier`, also after saving and loading.
+        backbone: whether the backbone learns.
+        batch_norm: whether its batch normalisation learns too. If not, it also keeps its moving
+            statistics and normalises by them, as in inference.
+    """
+    for layer in model.layers:
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name in HEAD_LAYERS or (backbone and (batch_norm or not is_norm))

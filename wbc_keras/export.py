@@ -1,0 +1,70 @@
+"""Export a run for TensorFlow Serving: ``python -m wbc_keras.export --run RUN_DIR``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from wbc_keras import runs
+from wbc_keras.commands import make_parser, run_action
+from wbc_keras.errors import RunError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0 when done, 2 for the user's mistake."""
+    parser = make_parser("export", "Export a trained run as a SavedModel for TensorFlow Serving.")
+    parser.add_argument("--run", required=True, help="run folder")
+    parser.add_argument("--output", help="model folder (default: RUN/saved_model)")
+    parser.add_argument("--format", choices=["saved_model"], default="saved_model")
+    return run_action(_action, parser.parse_args(argv))
+
+
+def _action(arguments: argparse.Namespace) -> None:
+    print(f"SavedModel  {export(arguments.run, output=arguments.output)}")
+
+
+def export(run: str | Path, *, output: str | Path | None = None) -> Path:
+    """Write the run's model as the next version in a model folder and return that version.
+
+    The SavedModel needs TensorFlow alone: ``serving_default`` takes ``image_bytes`` and gives
+    ``probabilities``, ``label`` and ``roi`` (see `inference.CellClassifier`). It is written aside
+    and renamed, so that a server that polls the folder never sees half of one.
+
+    Raises:
+        RunError: no finished run, or ``output`` holds something else than versions of a model.
+    """
+    opened = runs.open_run(run)
+    folder = Path(output) if output is not None else opened.folder / "saved_model"
+    version = folder / str(next_version(folder))
+    import tensorflow as tf
+
+    from wbc_keras.predictor import load_classifier
+
+    classifier = load_classifier(opened)
+    with runs.replacing_folder(version) as temporary:
+        tf.saved_model.save(
+            classifier, str(temporary), signatures={"serving_default": classifier.serve}
+        )
+        classes = {"classes": list(opened.class_names)}
+        runs.write_json(temporary / "assets.extra" / "classes.json", classes)
+    return version
+
+
+def next_version(folder: Path) -> int:
+    """Return one more than the highest version in a model folder, 1 if there is none."""
+    if not folder.exists():
+        return 1
+    # What begins with a dot is an export that was killed, or the system's own.
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    others = sorted(name for name in names if not name.isdigit())
+    if others:
+        raise RunError(
+            f"{folder}: is not a model folder, it holds {', '.join(others[:3])}; "
+            "give an empty folder, or one with numbered versions only"
+        )
+    return 1 + max((int(name) for name in names), default=0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

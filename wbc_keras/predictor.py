@@ -1,0 +1,113 @@
+"""The core of prediction: load a model once, map encoded pictures to a table, any number of times.
+
+The `predict` command, a notebook, an app or a worker on another machine all call this.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from wbc_keras import runs
+from wbc_keras.errors import RunError
+from wbc_keras.inference import CellClassifier
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of n cells.
+
+    probabilities: float32 ``(n, classes)``. boxes: float32 ``(n, 4)``, y0, x0, y1, x1 in shares of
+    the picture.
+    """
+
+    probabilities: np.ndarray
+    boxes: np.ndarray
+
+
+class Predictor:
+    """A loaded model; ``class_names`` are the columns of its probabilities."""
+
+    def __init__(self, serve: Any, class_names: Sequence[str]) -> None:
+        self._serve = serve
+        self.class_names = tuple(class_names)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictor:
+        """Load a run folder, a SavedModel, or a model folder (its highest version).
+
+        Raises:
+            RunError: ``path`` is none of these, or lacks its class names.
+        """
+        path = Path(path)
+        saved_model = _find_saved_model(path)
+        if saved_model is None:
+            run = runs.open_run(path)
+            return cls(load_classifier(run).serve, run.class_names)
+        names = _read_class_names(saved_model)
+        loaded = tf.saved_model.load(str(saved_model))
+        predictor = cls(loaded.signatures["serving_default"], names)
+        # The signature's function does not keep its model alive by itself.
+        predictor._loaded = loaded
+        return predictor
+
+    def predict(self, image_bytes: Sequence[bytes]) -> Predictions:
+        """Classify encoded JPEGs or PNGs, of any sizes, as one batch."""
+        outputs = self._serve(image_bytes=tf.constant(list(image_bytes), tf.string))
+        return Predictions(outputs["probabilities"].numpy(), outputs["roi"].numpy())
+
+
+def load_classifier(run: runs.Run) -> CellClassifier:
+    """Load a run's model with what surrounds it."""
+    return CellClassifier(
+        load_model(run),
+        class_names=run.class_names,
+        roi=run.config.roi,
+        image_size=run.config.data.image_size,
+    )
+
+
+def load_model(run: runs.Run) -> keras.Model:
+    """Load a run's Keras model: RGB 0-255 in, logits out.
+
+    Raises:
+        RunError: the file cannot be read as a model of ours.
+    """
+    # Registers our layers under their names.
+    import wbc_keras.classifier  # noqa: F401
+
+    try:
+        return keras.models.load_model(run.model_path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"{run.model_path}: cannot be loaded as a model ({reason}); train the run again"
+        ) from error
+
+
+def _find_saved_model(path: Path) -> Path | None:
+    if (path / "saved_model.pb").is_file():
+        return path
+    if (path / "model.keras").exists() or not path.is_dir():
+        return None
+    versions = [folder for folder in path.iterdir() if (folder / "saved_model.pb").is_file()]
+    numbered = [folder for folder in versions if folder.name.isdigit()]
+    return max(numbered, key=lambda folder: int(folder.name), default=None)
+
+
+def _read_class_names(saved_model: Path) -> list[str]:
+    path = saved_model / "assets.extra" / "classes.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"{path}: cannot be read, so the classes have no names; "
+            "export the run again: python -m wbc_keras.export --run RUN_DIR"
+        ) from error

@@ -1,0 +1,445 @@
+"""Train, validation and test: stratified by class, whole by patient, in shares or folds.
+
+A given ``split`` column is obeyed. Without groups each class is cut by itself; with groups, which
+must stay whole, a seeded local search looks for the assignment whose class shares come nearest to
+those asked, rare classes counting as much as common ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from wbc_keras.errors import DataError, RunError
+from wbc_keras.runs import write_text
+
+SPLITS = ("train", "validation", "test")
+
+# A class with too few cells or groups for all splits is kept in the first of these: what is not
+# trained cannot be tested, and what is not tested cannot be believed.
+_PRIORITY = ("train", "test", "validation")
+_COLUMNS = ["file", "label", "group", "split"]
+# The search over groups: starts, swaps tried in one step, what a split's size weighs beside the
+# mean over its classes, what an absent class weighs (more than any deviation), the smallest gain.
+_STARTS = 12
+_SWAPS = 4000
+_SIZE_WEIGHT = 2.0
+_ABSENCE = 1000.0
+_GAIN = 1e-6
+
+Integers = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Strings = npt.NDArray[np.str_]
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Where each cell goes.
+
+    Attributes:
+        assignment: str array (n,), "train", "validation" or "test", in the table's order.
+        notes: what was done, one sentence each: the rule, and classes too small for their splits.
+    """
+
+    assignment: Strings
+    notes: tuple[str, ...]
+
+
+def make_splits(
+    table: pd.DataFrame,
+    *,
+    validation: float,
+    test: float,
+    folds: int = 0,
+    fold: int | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Divide the cells of a manifest's table.
+
+    The rows' order does not matter: the same files, labels, groups and seed give the same splits.
+
+    Args:
+        table: text columns file, label, group and split. Groups are kept whole if any is given.
+        validation: share of all cells for validation; if only the column's train and test are
+            given, of the training cells.
+        test: share of all cells for the test; not used with folds.
+        folds: number of folds, at least 2, where ``fold`` is given.
+        fold: which fold is the test set, from 1; None for shares. Over all folds of one seed every
+            cell is tested exactly once; validation is taken from the rest.
+        seed: of every random choice.
+
+    Raises:
+        DataError: a split would be empty, the column is given for some rows only or tests a class
+            that is not trained, or there are fewer groups than splits.
+    """
+    cells = _read_cells(table)
+    rng = np.random.default_rng(seed)
+    if (table["split"] != "").any():
+        assignment, notes = _obey_column(table, cells, validation=validation, rng=rng)
+        notes += ["split.fold is not used beside it"] if fold is not None else []
+    elif fold is not None:
+        assignment, notes = _take_fold(cells, folds, fold, validation=validation, rng=rng)
+    else:
+        assignment, notes = _take_shares(cells, validation=validation, test=test, rng=rng)
+    return Splits(assignment, (*notes, *_note_absences(cells, assignment)))
+
+
+def write_splits(path: Path, table: pd.DataFrame, assignment: Sequence[str]) -> None:
+    """Write splits.csv, ``file,label,group,split``, whole or not at all."""
+    rows = table[_COLUMNS].assign(split=np.asarray(assignment, dtype=str))
+    write_text(path, rows.to_csv(index=False, lineterminator="\n"))
+
+
+def read_splits(path: Path) -> pd.DataFrame:
+    """Read splits.csv back: text columns file, label, group and split.
+
+    Raises:
+        RunError: it is missing or was not written by `write_splits`.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); train the run again") from error
+    if list(table.columns) != _COLUMNS or not table["split"].isin(SPLITS).all():
+        raise RunError(
+            f"{path}: expected the columns file,label,group,split, the last one of train, "
+            f"validation and test. Received: {','.join(table.columns)}; train the run again"
+        )
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """The table in numbers, in the order of the file names."""
+
+    rows: Integers  # (n,) position in the table
+    labels: Integers  # (n,)
+    groups: Integers | None  # (n,), counted from 0; None if no groups are given
+    class_names: tuple[str, ...]
+
+    def take(self, chosen: Bools) -> _Cells:
+        """Return the cells where ``chosen`` (n,) is true; classes keep their numbers."""
+        groups = self.groups
+        if groups is not None:
+            groups = np.unique(groups[chosen], return_inverse=True)[1]
+        return _Cells(self.rows[chosen], self.labels[chosen], groups, self.class_names)
+
+    def count(self, bins: npt.NDArray[np.generic], names: Sequence[object]) -> Integers:
+        """Return the cells of each class in each of the bins ``names``: (bins, classes)."""
+        size = len(self.class_names)
+        return np.stack([np.bincount(self.labels[bins == name], minlength=size) for name in names])
+
+    @property
+    def group_count(self) -> int:
+        """How many groups there are."""
+        return 0 if self.groups is None else int(self.groups.max()) + 1
+
+
+def _read_cells(table: pd.DataFrame) -> _Cells:
+    rows = np.argsort(table["file"].to_numpy(dtype=str), kind="stable")
+    class_names, labels = np.unique(table["label"].to_numpy(dtype=str), return_inverse=True)
+    group_names, groups = np.unique(table["group"].to_numpy(dtype=str), return_inverse=True)
+    has_groups = group_names.tolist() != [""]
+    names = tuple(str(name) for name in class_names)
+    return _Cells(rows, labels[rows], groups[rows] if has_groups else None, names)
+
+
+# --- the ways to divide; each returns the assignment in the table's order, and notes ---
+
+
+def _take_shares(
+    cells: _Cells, *, validation: float, test: float, rng: np.random.Generator
+) -> tuple[Strings, list[str]]:
+    _require_groups(cells, len(SPLITS))
+    assignment = np.full(len(cells.rows), "train", dtype="<U10")
+    train = 1 - validation - test
+    assignment[cells.rows] = _assign(cells, [train, test, validation], rng=rng)
+    _require_cells(assignment, SPLITS)
+    return assignment, [
+        f"{train:.0%} train, {validation:.0%} validation, {test:.0%} test, {_describe(cells)}"
+    ]
+
+
+def _take_fold(
+    cells: _Cells, folds: int, fold: int, *, validation: float, rng: np.random.Generator
+) -> tuple[Strings, list[str]]:
+    if not 1 <= fold <= folds or folds < 2:
+        raise ValueError(f"fold: expected 1 to folds, folds 2 or more. Received: {fold}, {folds}")
+    _require_groups(cells, max(folds, len(SPLITS)))
+    assignment = np.full(len(cells.rows), "train", dtype="<U10")
+    # Drawn before anything that depends on the fold, so that all folds of a seed fit together.
+    is_test = _deal(cells, folds, rng=rng) == fold - 1
+    rest = cells.take(~is_test)
+    share = min(validation * folds / (folds - 1), 0.5)
+    assignment[cells.rows[is_test]] = "test"
+    kept = _assign(rest, [1 - share, share], names=("train", "validation"), rng=rng)
+    assignment[rest.rows] = kept
+    _require_cells(assignment, SPLITS)
+    return assignment, [
+        f"fold {fold} of {folds} is the test set, {share:.0%} of the rest validation, "
+        f"{_describe(cells)}"
+    ]
+
+
+def _obey_column(
+    table: pd.DataFrame, cells: _Cells, *, validation: float, rng: np.random.Generator
+) -> tuple[Strings, list[str]]:
+    given = table["split"].to_numpy(dtype="<U10")
+    _require_full(table, given)
+    _require_cells(given, ("train",))
+    notes = ["the data's own split column is obeyed", *_note_torn_groups(table)]
+    if "test" not in given:
+        notes.append("the split column has no test cells, so none are kept for a test")
+    if "validation" not in given:
+        train = cells.take(given[cells.rows] == "train")
+        _require_groups(train, 2)
+        kept = _assign(train, [1 - validation, validation], names=("train", "validation"), rng=rng)
+        given[train.rows] = kept
+        _require_cells(given, ("validation",))
+        notes.append(
+            f"the split column has no validation cells, so {validation:.0%} of its training cells "
+            f"are taken, {_describe(train)}"
+        )
+    _require_trained(cells, given)
+    return given, notes
+
+
+# --- what is refused, what is noted ---
+
+
+def _require_full(table: pd.DataFrame, given: Strings) -> None:
+    missing = table["file"].to_numpy(dtype=str)[given == ""]
+    if len(missing):
+        raise DataError(
+            f"split: given for some cells but missing for {len(missing)} of {len(given)}, first "
+            f"{missing[0]}; fill the column or drop it"
+        )
+
+
+def _require_groups(cells: _Cells, needed: int) -> None:
+    if cells.groups is not None and cells.group_count < needed:
+        raise DataError(
+            f"group: {cells.group_count} groups (patients) cannot be kept whole in {needed} splits "
+            "or folds; add patients, ask for fewer folds, or drop the patient and group columns"
+        )
+
+
+def _require_cells(assignment: Strings, names: Sequence[str]) -> None:
+    empty = [name for name in names if name not in assignment]
+    if empty:
+        raise DataError(
+            f"split: none of the {len(assignment)} cells is left for {' and '.join(empty)}; "
+            "add pictures, or change split.validation, split.test or the split column"
+        )
+
+
+def _require_trained(cells: _Cells, assignment: Strings) -> None:
+    train, *others = cells.count(assignment[cells.rows], SPLITS)
+    unknown = [
+        name
+        for name, n, m in zip(cells.class_names, train, sum(others), strict=True)
+        if m and not n
+    ]
+    if unknown:
+        raise DataError(
+            f"split: no training cell of {', '.join(unknown)}, which validation or test holds; "
+            "move some to train, or leave the class out (data.exclude_labels)"
+        )
+
+
+def _describe(cells: _Cells) -> str:
+    if cells.groups is None:
+        return "by picture (no patients are given, so one patient's cells may be in two splits)"
+    return f"by group ({cells.group_count} groups or patients, each whole in one split)"
+
+
+def _note_torn_groups(table: pd.DataFrame) -> list[str]:
+    named = table[table["group"] != ""]
+    torn = int((named.groupby("group")["split"].nunique() > 1).sum())
+    return [f"{torn} groups (patients) have cells in more than one split"] if torn else []
+
+
+def _note_absences(cells: _Cells, assignment: Strings) -> list[str]:
+    """Name each class that a split lacks, with its cells in every split."""
+    names = [name for name in SPLITS if name in assignment]
+    counts = cells.count(assignment[cells.rows], names)
+    notes = []
+    for index in np.flatnonzero((counts == 0).any(axis=0)):
+        places = ", ".join(f"{name} {n}" for name, n in zip(names, counts[:, index], strict=True))
+        size = f"cells {counts[:, index].sum()}"
+        if cells.groups is not None:
+            size += f", groups {len(np.unique(cells.groups[cells.labels == index]))}"
+        notes.append(f"{cells.class_names[index]} does not reach every split ({size}): {places}")
+    return notes
+
+
+# --- assignment, without groups each class by itself ---
+
+
+def _assign(
+    cells: _Cells,
+    shares: Sequence[float],
+    *,
+    names: Sequence[str] = _PRIORITY,
+    rng: np.random.Generator,
+) -> Strings:
+    """Return the split of each cell; ``shares`` of ``names``, the one to keep longest first."""
+    wanted = np.asarray(shares, float)
+    if cells.groups is None:
+        bins = _cut_classes(cells.labels, wanted, rng=rng)
+    else:
+        counts = cells.count(cells.groups, range(cells.group_count))
+        holders = (counts > 0).sum(axis=0)
+        required = holders > np.arange(len(wanted))[:, None]
+        bins = _search(counts, wanted, required=required, rng=rng)[cells.groups]
+    return np.array(names, dtype="<U10")[bins]
+
+
+def _deal(cells: _Cells, folds: int, *, rng: np.random.Generator) -> Integers:
+    """Return the fold of each cell, from 0."""
+    if cells.groups is None:
+        return _deal_classes(cells.labels, folds, rng=rng)
+    counts = cells.count(cells.groups, range(cells.group_count))
+    holders = (counts > 0).sum(axis=0)
+    required = np.tile(holders >= folds, (folds, 1))
+    return _search(counts, np.full(folds, 1 / folds), required=required, rng=rng)[cells.groups]
+
+
+def _cut_classes(labels: Integers, shares: Floats, *, rng: np.random.Generator) -> Integers:
+    bins = np.zeros(len(labels), np.intp)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        bins[rows] = np.repeat(np.arange(len(shares)), _cut(len(rows), shares))
+    return bins
+
+
+def _cut(count: int, shares: Floats) -> Integers:
+    """Cut ``count`` cells by ``shares``: one at least for each share, the first ones first."""
+    sizes: Integers = np.maximum(np.rint(count * shares).astype(np.intp), 1)
+    sizes[count:] = 0
+    sizes[0] = 0
+    while sizes.sum() >= max(count, 1):
+        sizes[sizes.argmax()] -= 1
+    sizes[0] = count - sizes.sum()
+    return sizes
+
+
+def _deal_classes(labels: Integers, folds: int, *, rng: np.random.Generator) -> Integers:
+    bins = np.zeros(len(labels), np.intp)
+    # One class goes on where the last one ended, so that the folds are of one size.
+    rows = np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    )
+    bins[rows] = np.arange(len(rows)) % folds
+    return bins
+
+
+# --- assignment of whole groups: search for the nearest shares ---
+
+
+@dataclass(frozen=True, eq=False)
+class _Aim:
+    """What the search wants of each split; lower penalties are better."""
+
+    shares: Floats  # (splits,)
+    total: Integers  # (classes,)
+    required: Bools  # (splits, classes): the class must not be absent
+
+    def penalties(self, sizes: Integers, split: Integers) -> Floats:
+        """Return the penalty of splits that would hold ``sizes`` (..., classes); ``split`` (...).
+
+        Squared deviations over the share, as in a chi-squared statistic: a small split is held to
+        its share as strictly as a large one. The classes' mean makes a rare class count in full.
+        """
+        share = self.shares[split]
+        by_class = sizes / np.maximum(self.total, 1) - share[..., None]
+        by_size = sizes.sum(axis=-1) / self.total.sum() - share
+        absent = ((sizes == 0) & self.required[split]).sum(axis=-1) + (sizes.sum(axis=-1) == 0)
+        deviation = (by_class**2).mean(axis=-1) + _SIZE_WEIGHT * by_size**2
+        return np.asarray(deviation / share + _ABSENCE * absent)
+
+
+def _search(
+    counts: Integers, shares: Floats, *, required: Bools, rng: np.random.Generator
+) -> Integers:
+    """Return the split of each group: the best end of several descents from random starts.
+
+    Args:
+        counts: cells of each class in each group, (groups, classes).
+        shares: of the cells, (splits,).
+        required: whether a class must be present, (splits, classes).
+        rng: of the starts and the swaps tried.
+    """
+    aim = _Aim(shares, counts.sum(axis=0), required)
+    # Many groups need fewer starts: chance evens them out.
+    starts = int(np.clip(2000 // len(counts), 2, _STARTS))
+    ends = [_descend(counts, aim, rng=rng) for _ in range(starts)]
+    return min(ends, key=lambda end: end[0])[1]
+
+
+def _descend(counts: Integers, aim: _Aim, *, rng: np.random.Generator) -> tuple[float, Integers]:
+    """Move or swap groups while that helps; return the penalty and the split of each group."""
+    bins = rng.choice(len(aim.shares), size=len(counts), p=aim.shares / aim.shares.sum())
+    every = np.arange(len(aim.shares))
+    while True:
+        sizes = np.stack([counts[bins == split].sum(axis=0) for split in every])
+        now = aim.penalties(sizes, every)
+        gain, changed = _best_move(counts, bins, aim=aim, sizes=sizes, now=now)
+        if gain < _GAIN:
+            gain, changed = _best_swap(counts, bins, aim=aim, sizes=sizes, now=now, rng=rng)
+        if gain < _GAIN:
+            return float(now.sum()), bins
+        bins = changed
+
+
+def _best_move(
+    counts: Integers, bins: Integers, *, aim: _Aim, sizes: Integers, now: Floats
+) -> tuple[float, Integers]:
+    """Return the gain of moving the best group to the best split, and the bins after it."""
+    every = np.arange(len(sizes))
+    added = aim.penalties(sizes + counts[:, None], np.tile(every, (len(counts), 1))) - now
+    removed = aim.penalties(sizes[bins] - counts, bins) - now[bins]
+    change = added + removed[:, None]
+    change[np.arange(len(bins)), bins] = 0
+    group, split = np.unravel_index(change.argmin(), change.shape)
+    moved = bins.copy()
+    moved[group] = split
+    return float(-change[group, split]), moved
+
+
+def _best_swap(
+    counts: Integers,
+    bins: Integers,
+    *,
+    aim: _Aim,
+    sizes: Integers,
+    now: Floats,
+    rng: np.random.Generator,
+) -> tuple[float, Integers]:
+    """Return the gain of the best exchange of two groups, and the bins after it."""
+    one, other = _pairs(len(bins), rng)
+    apart = bins[one] != bins[other]
+    one, other = one[apart], other[apart]
+    if not len(one):
+        return 0.0, bins
+    difference = counts[other] - counts[one]
+    a, b = bins[one], bins[other]
+    change = aim.penalties(sizes[a] + difference, a) + aim.penalties(sizes[b] - difference, b)
+    change -= now[a] + now[b]
+    best = change.argmin()
+    swapped = bins.copy()
+    swapped[[one[best], other[best]]] = b[best], a[best]
+    return float(-change[best]), swapped
+
+
+def _pairs(size: int, rng: np.random.Generator) -> tuple[Integers, Integers]:
+    """Return all pairs of ``size`` things, or a random choice where there are too many."""
+    if size * (size - 1) // 2 <= _SWAPS:
+        return np.triu_indices(size, k=1)
+    return rng.integers(size, size=_SWAPS), rng.integers(size, size=_SWAPS)
