@@ -75,5 +75,5 @@ def test_counts_that_cannot_be_are_refused(counts):
 
 
 def test_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="effective_number.*Received: method='inverse'"):
+    with pytest.raises(ValueError, match=r"effective_number.*Received: method='inverse'"):
         class_weights([1, 2], method="inverse")

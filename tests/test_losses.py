@@ -168,7 +168,7 @@ def test_impossible_arguments_are_refused(arguments, message):
 
 
 def test_alpha_of_another_length_is_refused(labels, logits):
-    with pytest.raises(ValueError, match="each of 5 classes. Received: 2 weights"):
+    with pytest.raises(ValueError, match=r"each of 5 classes\. Received: 2 weights"):
         FocalLoss(alpha=(1.0, 2.0))(labels, logits)
 
 
@@ -183,9 +183,7 @@ def test_build_loss_follows_the_settings(labels, logits):
 
 def test_build_loss_gives_plain_cross_entropy(labels, logits):
     loss = build_loss(LossConfig(name="cross_entropy", gamma=2.0), num_classes=CLASSES)
-    assert float(loss(labels, logits)) == pytest.approx(
-        log_loss(labels, softmax(logits)), rel=1e-5
-    )
+    assert float(loss(labels, logits)) == pytest.approx(log_loss(labels, softmax(logits)), rel=1e-5)
 
 
 def test_build_loss_names_the_setting_that_does_not_fit():

@@ -74,7 +74,7 @@ class RoiConfig:
     """How the cell is found and cropped."""
 
     mode: Literal["nucleus", "center", "none"] = "nucleus"
-    margin: float = _setting(0.25, low=0.0, high=2.0)
+    margin: float = _setting(0.1, low=0.0, high=2.0)  # share of the nucleus's longer side
 
 
 @dataclass(frozen=True)

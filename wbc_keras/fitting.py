@@ -85,7 +85,6 @@ def fit(
             model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm
         )
         steps = count_steps(len(train.cells), config.train.batch_size)
-        quicken_batch_norm(model, steps)
         _compile(model, phase, config=config, steps=steps, jit_compile=jit_compile)
         done = state.restore(model, phase.name)
         stopped = should_stop(state.history, phase=phase.name, patience=config.train.patience)
@@ -95,17 +94,6 @@ def fit(
             model, phase, train=train, validation=validation, config=config, folder=folder, state=state
         )
     return state.history_table()
-
-
-def quicken_batch_norm(model: keras.Model, steps: int) -> None:
-    """Let the moving statistics of batch normalisation follow within an epoch of ``steps``.
-
-    Networks made for ImageNet move them by 0.01 or 0.001 a step, which suits its thousands of
-    steps: on hundreds of cells they would still be near their initial values when validated.
-    """
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = min(layer.momentum, max(0.5, 1 - 5 / steps))
 
 
 def should_stop(history: list[dict[str, Any]], *, phase: str, patience: int) -> bool:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from wbc_keras.config import RoiConfig
 from wbc_keras.images import decode
-from wbc_keras.roi import THUMBNAIL_SIZE, crop, locate, make_thumbnail
+from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
 
 
 class CellClassifier(tf.Module):

@@ -19,7 +19,7 @@ import tensorflow as tf
 from wbc_keras.augment import CellAugmentation, draw_uniforms
 from wbc_keras.config import AugmentConfig, RoiConfig
 from wbc_keras.images import read_image
-from wbc_keras.roi import crop, locate, make_thumbnail
+from wbc_keras.localize import crop, locate, make_thumbnail
 
 _CHUNK = 64
 

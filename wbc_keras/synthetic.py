@@ -8,6 +8,7 @@ Lengths are micrometres. Colours and sizes were set by eye and by median against
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -99,7 +100,8 @@ def _blob(
 
 def _turn(points: np.ndarray, angle: float) -> np.ndarray:
     cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cos, sin], [-sin, cos]])
+    turned: np.ndarray = points @ np.array([[cos, sin], [-sin, cos]])
+    return turned
 
 
 def _arc(length: float, bend: float, points: int) -> np.ndarray:
@@ -114,9 +116,7 @@ def _round(
     return [_blob(rng, cell * rng.uniform(*share), stretch=rng.uniform(1.0, stretch), wobble=0.025)]
 
 
-def _bow(
-    rng: np.random.Generator, *, length: float, width: float, bend: float
-) -> list[np.ndarray]:
+def _bow(rng: np.random.Generator, *, length: float, width: float, bend: float) -> list[np.ndarray]:
     """Return a bent sausage as discs along a bow; its width varies slowly."""
     steps = np.linspace(0, 1, 18)
     wave = np.cos(2 * np.pi * (steps * rng.uniform(0.7, 1.5) + rng.uniform()))
@@ -140,7 +140,7 @@ def _lobes(rng: np.random.Generator, count: int, *, area: float, bend: float) ->
         centre + _blob(rng, radius, stretch=rng.uniform(1.0, 1.35), wobble=0.05)
         for centre, radius in zip(centres, radii, strict=True)
     ]
-    strands = [_strand(a, b) for a, b in zip(centres[:-1], centres[1:], strict=True)]
+    strands = [_strand(a, b) for a, b in itertools.pairwise(centres)]
     return lobes + strands
 
 
@@ -172,7 +172,7 @@ def _two_lobes(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
 
 def _clover(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
     """Return the basophil's nucleus: two or three lobes that run into one another."""
-    radius = cell * rng.uniform(0.42, 0.5)
+    radius = cell * rng.uniform(0.5, 0.58)
     count = int(rng.integers(2, 4))
     centres = _arc(radius * 1.05 * (count - 1), 2.2, count)
     return [centre + _blob(rng, radius, stretch=1.15, wobble=0.06) for centre in centres]
@@ -235,7 +235,7 @@ _KINDS = {
         chromatin=_Chromatin(density=1.6, contrast=0.25, pitch=0.6),
         cytoplasm={"purple": 0.3, "pink": 0.1},
         granules=(
-            _Granules({"purple": 0.75, "blue": 0.15}, density=1.5, radius=0.25, on_nucleus=0.6),
+            _Granules({"purple": 0.95, "blue": 0.15}, density=1.6, radius=0.24, on_nucleus=0.7),
         ),
         wobble=0.05,
     ),
@@ -306,7 +306,8 @@ class _Slide:
         cells = max(2, round(FIELD_WIDTH / pitch))
         grid = self.rng.standard_normal((cells, cells), dtype=np.float32)
         shape = (self.size, self.size)
-        return np.tanh(1.6 * cv2.resize(grid, shape, interpolation=cv2.INTER_CUBIC))
+        grains: np.ndarray = cv2.resize(grid, shape, interpolation=cv2.INTER_CUBIC)
+        return np.asarray(np.tanh(1.6 * grains))
 
     def add(self, layer: np.ndarray, dyes: Mapping[str, float]) -> None:
         """Add dyes where ``layer`` (size, size) says, in units."""
@@ -319,10 +320,11 @@ class _Slide:
             layer *= 1 - share
 
     def transmittance(self) -> np.ndarray:
-        """Return the share of light that passes, float32 (size, size, 3)."""
-        dyes = np.stack([self.stain.dyes[name] for name in self.layers]) * np.log(10)
-        amounts = np.stack(list(self.layers.values()), axis=-1)
-        return np.exp(-amounts @ dyes.astype(np.float32))
+        """Return the share of red, green and blue light that passes, float32 (3, size, size)."""
+        dyes = np.stack([self.stain.dyes[name] for name in self.layers], axis=1) * np.log(10)
+        amounts = np.stack(list(self.layers.values())).reshape(len(self.layers), -1)
+        passed: np.ndarray = np.exp(-dyes.astype(np.float32) @ amounts)
+        return passed.reshape(3, self.size, self.size)
 
     def dots(self, density: float, radius: float) -> np.ndarray:
         """Return soft dots strewn over the field, peaks of about 1."""
@@ -332,7 +334,7 @@ class _Slide:
         # The same amount of dye at any resolution, also where a granule is less than a pixel.
         amount = 2 * np.pi * (radius * self.scale) ** 2
         np.add.at(layer, (rows, columns), self.rng.uniform(0.4, 1.0, count) * amount)
-        return np.minimum(self.blur(layer, radius), 1.3)
+        return np.asarray(np.minimum(self.blur(layer, radius), 1.3))
 
 
 def draw_stain(rng: np.random.Generator) -> Stain:
@@ -463,7 +465,7 @@ def _add_chromatin(
     if nucleoli:
         inner = slide.blur(nucleus, 0.8) * nucleus
         spots = _bubbles(slide, inner, most=nucleoli, radius=(0.7, 1.2))
-        layer *= 1 - 0.45 * spots
+        layer *= 1 - 0.4 * spots
     slide.add(layer, {"purple": 1.0})
     slide.add(nucleus * (1 - clumps), {"pink": 0.12})  # between the clumps
 
@@ -477,18 +479,23 @@ def _add_granules(
 
 
 def _photograph(slide: _Slide) -> np.ndarray:
-    """Return the field as a camera sees it: optics, uneven light, noise and JPEG."""
+    """Return the field as a camera sees it: uneven light, optics, noise and JPEG."""
     rng, size = slide.rng, slide.size
-    light = slide.transmittance() * slide.stain.background.astype(np.float32)
-    light = slide.blur(light, rng.uniform(0.06, 0.16))
     across, down = rng.uniform(-0.03, 0.03, 2)
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    light *= (1 + across * ramp[None, :] + down * ramp[:, None])[..., None]
-    light += rng.standard_normal(light.shape, dtype=np.float32) * np.float32(rng.uniform(1.0, 2.5))
-    picture = np.clip(np.rint(light), 0, 255).astype(np.uint8)
+    ramp = np.linspace(-1, 1, size)
+    lamp = (1 + across * ramp[None, :] + down * ramp[:, None]).astype(np.float32)
+    channels = slide.transmittance() * lamp * slide.stain.background[:, None, None]
+    light = slide.blur(cv2.merge(list(channels.astype(np.float32))), rng.uniform(0.06, 0.16))
+    # Grey noise only: JPEG would smooth away what differs between the channels.
+    noise = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(1, 2.5))
+    return _through_jpeg(np.clip(np.rint(light + noise), 0, 255).astype(np.uint8), rng)
+
+
+def _through_jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(82, 96))]
-    encoded = cv2.imencode(".jpg", picture[..., ::-1], quality)[1]
-    return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)[1]
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
 # The set. --------------------------------------------------------------------------------------
@@ -534,7 +541,7 @@ def class_counts(settings: SyntheticConfig) -> list[int]:
     counts[most_cut[: settings.cells - counts.sum()]] += 1
     counts = np.maximum(counts, 1)
     counts[0] -= counts.sum() - settings.cells
-    return counts.tolist()
+    return [int(count) for count in counts]
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:

@@ -1,0 +1,383 @@
+"""Find the cell in a picture and crop it: batched TensorFlow graph operations, no loop over pictures.
+
+The same functions run in training, in the `roi` command and inside the exported model. Colours are
+those of a Wright, Giemsa or May-Grünwald stain: nuclei are purple, so they absorb green light most;
+red cells absorb blue light nearly as well, nuclei do not.
+
+A batch of pictures is ``(b, 96, 96)``. Masks that grow and shrink are "planes", ``(1, 96, 96, b)``
+of 0 and 1: pooling over a last axis that is the batch is ten times faster than over one channel.
+Sums over pixels are sums of whole numbers below 2**24, exact in any order, so that a picture gives
+the same box eagerly, in a graph, in `tf.data`, alone or in a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import tensorflow as tf
+
+Mode = Literal["nucleus", "center", "none"]
+
+THUMBNAIL_SIZE = 96
+CENTER_SHARE = 0.75  # of the shorter side: the central square
+
+_BINS = 128
+_BIN_WIDTH = 2.0  # of absorbance, which runs from 0 to 255
+_NUCLEUS_CUT = 0.55  # of the way from the middle class's mean to the darkest one's
+_CYTOPLASM_CUT = 0.25  # of the way from the palest class's mean to the middle one's
+_REACH = 0.4  # how far cytoplasm is followed, in nucleus sides
+_LOBE_SHARE = 0.6  # a cell whose parts fill more than this is several cells, not one with lobes
+_ENOUGH_RED_CELLS = 600  # thumbnail pixels
+_WEAKEST_CONTRAST = 20.0
+_LEAST_PURPLE = 0.3  # of the green that a nucleus takes, this share more than of the blue
+_BLACK = 190.0  # takes more green than any red cell, whatever its tint
+_SMALLEST_NUCLEUS = 30  # thumbnail pixels
+_SEED_SPREAD = 0.22  # of the side: how near the centre the cell is expected
+
+
+class Roi(NamedTuple):
+    """Where the cells of a batch are.
+
+    Attributes:
+        boxes: float32 ``(b, 4)``, y0, x0, y1, x1 in shares of the picture, 0 to 1.
+        found: bool ``(b,)``, False where no nucleus was seen and the box is the central square.
+        masks: float32 ``(b, 96, 96)``, over 0.5 on the nucleus and falling smoothly through 0.5 at
+            its edge, so that it can be enlarged before the cut; 0 where nothing was looked for.
+    """
+
+    boxes: tf.Tensor
+    found: tf.Tensor
+    masks: tf.Tensor
+
+
+def make_thumbnail(image: tf.Tensor) -> tf.Tensor:
+    """Shrink a whole picture to the size that `locate` works on.
+
+    Args:
+        image: ``(height, width, 3)``, RGB, 0-255, uint8 or float.
+
+    Returns:
+        float32 ``(96, 96, 3)``, whole numbers from 0 to 255, averaged over the area (antialiased).
+    """
+    whole = tf.constant([0.0, 0.0, 1.0, 1.0])
+    return _resample(image, whole, image_size=(THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+
+
+def crop(image: tf.Tensor, box: tf.Tensor, *, image_size: tuple[int, int]) -> tf.Tensor:
+    """Cut a box out of a picture and resize it, antialiased, in one operation.
+
+    Args:
+        image: ``(height, width, 3)``, RGB, 0-255, uint8 or float.
+        box: ``(4,)``, y0, x0, y1, x1 in shares of the picture.
+        image_size: height and width of the result.
+
+    Returns:
+        uint8 ``(*image_size, 3)``.
+    """
+    return tf.cast(_resample(image, box, image_size=image_size), tf.uint8)
+
+
+def _resample(image: tf.Tensor, box: tf.Tensor, *, image_size: tuple[int, int]) -> tf.Tensor:
+    image = tf.cast(image, tf.float32)
+    source = tf.cast(tf.shape(image)[:2], tf.float32)
+    start, stop = tf.cast(box[:2], tf.float32) * source, tf.cast(box[2:], tf.float32) * source
+    scale = tf.constant(image_size, tf.float32) / (stop - start)
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=image[tf.newaxis],
+        size=tf.constant(image_size, tf.int32),
+        scale=scale,
+        translation=-start * scale,
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+    return tf.round(tf.clip_by_value(tf.ensure_shape(resized, (*image_size, 3)), 0.0, 255.0))
+
+
+def locate(thumbnails: tf.Tensor, sizes: tf.Tensor, *, mode: Mode, margin: float) -> Roi:
+    """Find the cell of each picture.
+
+    Args:
+        thumbnails: float32 ``(b, 96, 96, 3)`` from `make_thumbnail`.
+        sizes: int32 ``(b, 2)``, height and width of each picture in pixels.
+        mode: "nucleus" finds the nucleus and the cytoplasm around it; "center" is the central
+            square, three quarters of the shorter side; "none" the whole picture.
+        margin: room left around the cell on every side, in shares of the nucleus's longer side.
+
+    Returns:
+        Boxes are square in pixels; one that would leave the picture is shifted into it, and one
+        that is larger than the picture's shorter side is clipped to it.
+
+    Raises:
+        ValueError: ``mode`` is none of the three.
+    """
+    if mode == "nucleus":
+        return _locate_nuclei(thumbnails, sizes, margin)
+    if mode not in ("center", "none"):
+        raise ValueError(f"mode is nucleus, center or none. Received: mode={mode!r}")
+    whole = tf.tile(tf.constant([[0.0, 0.0, 1.0, 1.0]]), (tf.shape(sizes)[0], 1))
+    return Roi(
+        boxes=_center_boxes(sizes) if mode == "center" else whole,
+        found=tf.ones(tf.shape(sizes)[:1], tf.bool),
+        masks=tf.zeros_like(thumbnails[..., 0]),
+    )
+
+
+def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Roi:
+    absorbance = _absorbance(thumbnails)
+    stain = _blur(absorbance[..., 1] - absorbance[..., 2] / 2)
+    classes = _otsu(_histogram(stain, tf.ones_like(stain)))
+    mask = _dark_parts(stain, classes)
+    main = _central_part(mask)
+    cut = _between(classes[:, 0], classes[:, 1], _CYTOPLASM_CUT)
+    cell = _cell_around(main, stain, cut)
+    nucleus = _with_lobes(main, mask, cell)
+    classes = _otsu(_histogram(stain, _pictures(_grow(nucleus, 21))))
+    mask = _dark_parts(stain, classes)
+    nucleus = _spread(nucleus * mask, _grow(mask, 3)) * mask
+    cut = tf.maximum(cut, _red_cell_level(stain, cut, cell, nucleus))
+    cell = _cell_around(nucleus, stain, cut)
+    found = _is_nucleus(nucleus, absorbance, classes)
+    boxes = _cell_boxes(_pictures(nucleus), _pictures(cell), sizes, margin)
+    return Roi(
+        boxes=tf.where(found[:, tf.newaxis], boxes, _center_boxes(sizes)),
+        found=found,
+        masks=_soften(nucleus, stain, classes) * tf.cast(found, tf.float32)[:, None, None],
+    )
+
+
+# Colour
+
+
+def _absorbance(thumbnails: tf.Tensor) -> tf.Tensor:
+    """Return what the cell takes of the field's light, whole numbers 0-255, ``(b, 96, 96, 3)``.
+
+    The light of the empty field is the 95th percentile of each colour: smears are photographed in
+    any tint.
+    """
+    blocks = tf.nn.avg_pool2d(thumbnails, 3, 3, "VALID")
+    count = blocks.shape[1] * blocks.shape[2]
+    flat = tf.transpose(tf.reshape(blocks, (-1, count, 3)), (0, 2, 1))
+    light = tf.math.top_k(flat, count // 20).values[..., -1]
+    # A picture without an empty field must not make its cell pale.
+    light = tf.maximum(light, 64.0)[:, tf.newaxis, tf.newaxis, :]
+    return tf.round(255.0 * (1.0 - tf.minimum(thumbnails / light, 1.0)))
+
+
+def _blur(pictures: tf.Tensor) -> tf.Tensor:
+    """Weigh each pixel and its eight neighbours 1 2 1, by row and by column."""
+    rows = tf.pad(pictures, ((0, 0), (1, 1), (0, 0)), "SYMMETRIC")
+    pictures = (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 4.0
+    columns = tf.pad(pictures, ((0, 0), (0, 0), (1, 1)), "SYMMETRIC")
+    return (columns[:, :, :-2] + 2.0 * columns[:, :, 1:-1] + columns[:, :, 2:]) / 4.0
+
+
+def _histogram(stain: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Count the pixels, weight 0 or 1, of each picture in bins of stain: float32 ``(b, 128)``."""
+    batch = tf.shape(stain)[0]
+    bins = tf.cast(tf.clip_by_value(stain / _BIN_WIDTH, 0.0, _BINS - 1.0), tf.int32)
+    bins += _BINS * tf.range(batch)[:, tf.newaxis, tf.newaxis]
+    counts = tf.math.unsorted_segment_sum(
+        tf.reshape(weights, [-1]), tf.reshape(bins, [-1]), _BINS * batch
+    )
+    return tf.reshape(counts, (batch, _BINS))
+
+
+def _otsu(histogram: tf.Tensor) -> tf.Tensor:
+    """Return the mean stain of three classes, pale to dark, ``(b, 3)``.
+
+    The two cuts are those of the greatest variance between classes (Otsu 1979, eq. 14, for three
+    classes), by trying every pair.
+    """
+    count = tf.cumsum(histogram, axis=1)
+    total = tf.cumsum(histogram * (tf.range(_BINS, dtype=tf.float32) + 0.5), axis=1)
+    pale = _part_variance(total, count)[:, :, tf.newaxis]
+    dark = _part_variance(total[:, -1:] - total, count[:, -1:] - count)[:, tf.newaxis, :]
+    middle = _part_variance(
+        total[:, tf.newaxis, :] - total[:, :, tf.newaxis],
+        count[:, tf.newaxis, :] - count[:, :, tf.newaxis],
+    )
+    ordered = tf.linalg.band_part(tf.ones((_BINS, _BINS)), 0, -1)
+    pairs = tf.reshape((pale + middle + dark) * ordered, (-1, _BINS * _BINS))
+    best = tf.argmax(pairs, axis=1, output_type=tf.int32)
+    ends = tf.stack([best // _BINS, best % _BINS, tf.fill(tf.shape(best), _BINS - 1)], axis=1)
+    counts = _differences(tf.gather(count, ends, batch_dims=1))
+    totals = _differences(tf.gather(total, ends, batch_dims=1))
+    return _BIN_WIDTH * totals / tf.maximum(counts, 1.0)
+
+
+def _part_variance(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    return total * total / tf.maximum(count, 1.0)
+
+
+def _differences(ends: tf.Tensor) -> tf.Tensor:
+    return ends - tf.pad(ends[:, :-1], ((0, 0), (1, 0)))
+
+
+def _between(low: tf.Tensor, high: tf.Tensor, share: float) -> tf.Tensor:
+    return low + share * (high - low)
+
+
+def _over(stain: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
+    """Return planes of 1 where a picture's stain is over its cut, ``(b,)``."""
+    return _planes(stain > cut[:, tf.newaxis, tf.newaxis])
+
+
+# Shape
+
+
+def _planes(pictures: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(tf.cast(pictures, tf.float32), (1, 2, 0))[tf.newaxis]
+
+
+def _pictures(planes: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(planes[0], (2, 0, 1))
+
+
+def _grow(planes: tf.Tensor, size: int) -> tf.Tensor:
+    """Return the largest value in a square of ``size`` pixels around each."""
+    columns = tf.nn.max_pool2d(planes, (size, 1), 1, "SAME")
+    return tf.nn.max_pool2d(columns, (1, size), 1, "SAME")
+
+
+def _shrink(planes: tf.Tensor, size: int) -> tf.Tensor:
+    return 1.0 - _grow(1.0 - planes, size)
+
+
+def _spread(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
+    """Let the largest value fill each connected part of the planes ``within``."""
+
+    def step(values: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        further = _grow(_grow(values, 3) * within, 3) * within
+        return further, tf.reduce_any(further != values)
+
+    return tf.while_loop(
+        lambda _, moved: moved,
+        step,
+        (values * within, tf.constant(True)),
+        maximum_iterations=THUMBNAIL_SIZE * THUMBNAIL_SIZE // 4,
+    )[0]
+
+
+def _dark_parts(stain: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    """Return planes of nuclei: of dark stain, without what is thinner than five pixels.
+
+    A cell's edge bends light and looks as dark as its nucleus, but is thin.
+    """
+    dark = _over(stain, _between(classes[:, 1], classes[:, 2], _NUCLEUS_CUT))
+    closed = _shrink(_grow(dark, 3), 3)
+    return _grow(_shrink(closed, 5), 5)
+
+
+def _central_part(mask: tf.Tensor) -> tf.Tensor:
+    """Return the connected part that is largest when pixels count less the further out they lie."""
+    pixels = THUMBNAIL_SIZE * THUMBNAIL_SIZE
+    numbers = tf.reshape(tf.range(1.0, pixels + 1.0), (1, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 1))
+    numbers = tf.cast(_spread(numbers * mask, mask), tf.int32)
+    batch = tf.shape(mask)[-1]
+    weights = tf.math.unsorted_segment_sum(
+        tf.reshape(_centrality() * mask, [-1]),
+        tf.reshape(numbers + (pixels + 1) * tf.range(batch), [-1]),
+        (pixels + 1) * batch,
+    )
+    best = tf.argmax(tf.reshape(weights, (batch, pixels + 1)), axis=1, output_type=tf.int32)
+    return tf.cast(numbers == best, tf.float32) * mask
+
+
+def _centrality() -> tf.Tensor:
+    """Return whole weights, 256 at the centre, ``(1, 96, 96, 1)``."""
+    offset = (tf.range(THUMBNAIL_SIZE, dtype=tf.float32) + 0.5) / THUMBNAIL_SIZE - 0.5
+    weight = tf.exp(-((offset / _SEED_SPREAD) ** 2) / 2.0)
+    return tf.round(256.0 * weight[:, tf.newaxis] * weight)[tf.newaxis, :, :, tf.newaxis]
+
+
+def _cell_around(nucleus: tf.Tensor, stain: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
+    """Return planes of the nucleus and the stained region it lies in.
+
+    What touches the region along less than seven pixels, as red cells do, is cut off.
+    """
+    stained = tf.maximum(_over(_blur(stain), cut), nucleus)
+    core = _spread(nucleus, tf.maximum(_shrink(stained, 7), nucleus))
+    return _grow(core, 7) * stained
+
+
+def _with_lobes(main: tf.Tensor, mask: tf.Tensor, cell: tf.Tensor) -> tf.Tensor:
+    """Add the parts of the mask that lie in the same cell, unless they are other cells' nuclei.
+
+    Lobes lie in much cytoplasm; nuclei of cells that touch fill most of the region they share.
+    """
+    inside = mask * cell
+    share = _area(inside) / tf.maximum(_area(cell), 1.0)
+    lobes = _spread(main, tf.maximum(_grow(inside, 3), cell)) * inside
+    joined = tf.where(share < _LOBE_SHARE, lobes, main)
+    return _spread(joined, _grow(mask, 3)) * mask
+
+
+def _area(planes: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(planes, axis=(0, 1, 2))
+
+
+def _red_cell_level(
+    stain: tf.Tensor, cut: tf.Tensor, cell: tf.Tensor, nucleus: tf.Tensor
+) -> tf.Tensor:
+    """Return the mean stain of what lies away from the cell, 0 where that is little, ``(b,)``."""
+    near = tf.maximum(_grow(nucleus, 25), _grow(cell, 5))
+    away = _pictures(_over(_blur(stain), cut) * (1.0 - near))
+    count = tf.reduce_sum(away, axis=(1, 2))
+    total = tf.reduce_sum(tf.round(stain) * away, axis=(1, 2))
+    return tf.where(count > _ENOUGH_RED_CELLS, total / tf.maximum(count, 1.0), 0.0)
+
+
+def _is_nucleus(nucleus: tf.Tensor, absorbance: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    """Tell nuclei from red cells, which are not purple, and from the unevenness of a blank field."""
+    area = _area(nucleus)
+    color = tf.reduce_sum(absorbance * _pictures(nucleus)[..., tf.newaxis], axis=(1, 2))
+    green, blue = (color[:, channel] / tf.maximum(area, 1.0) for channel in (1, 2))
+    contrast = classes[:, 2] - classes[:, 0]
+    return (
+        (area >= _SMALLEST_NUCLEUS)
+        & (contrast > _WEAKEST_CONTRAST)
+        & ((green - blue > _LEAST_PURPLE * green) | (green > _BLACK))
+    )
+
+
+def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    """Return masks that cross 0.5 where the stain crosses its cut."""
+    cut = _between(classes[:, 1], classes[:, 2], _NUCLEUS_CUT)
+    width = tf.maximum((classes[:, 2] - classes[:, 1]) / 2.0, 1.0)
+    above = (stain - cut[:, tf.newaxis, tf.newaxis]) / width[:, tf.newaxis, tf.newaxis]
+    edge = tf.clip_by_value(0.5 + above, 0.0, 1.0) * _pictures(_grow(nucleus, 3))
+    return tf.maximum(edge, _pictures(_shrink(nucleus, 3)))
+
+
+# Boxes
+
+
+def _center_boxes(sizes: tf.Tensor) -> tf.Tensor:
+    size = tf.cast(sizes, tf.float32)
+    half = CENTER_SHARE / 2.0 * tf.reduce_min(size, axis=1, keepdims=True) / size
+    return tf.concat([0.5 - half, 0.5 + half], axis=1)
+
+
+def _cell_boxes(
+    nucleus: tf.Tensor, cell: tf.Tensor, sizes: tf.Tensor, margin: float
+) -> tf.Tensor:
+    """Box the cell, no further than the reach from its nucleus, add the margin and square it."""
+    size = tf.cast(sizes, tf.float32)
+    scale = size / THUMBNAIL_SIZE
+    start, stop = (edge * scale for edge in _extent(nucleus))
+    cell_start, cell_stop = (edge * scale for edge in _extent(cell))
+    side = tf.reduce_max(stop - start, axis=1, keepdims=True)
+    start = tf.maximum(cell_start, start - _REACH * side) - margin * side
+    stop = tf.minimum(cell_stop, stop + _REACH * side) + margin * side
+    start, stop = tf.maximum(start, 0.0), tf.minimum(stop, size)
+    side = tf.minimum(tf.reduce_max(stop - start, axis=1, keepdims=True), size)
+    start = tf.clip_by_value((start + stop - side) / 2.0, 0.0, size - side)
+    return tf.clip_by_value(tf.concat([start, start + side], axis=1) / tf.tile(size, (1, 2)), 0, 1)
+
+
+def _extent(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the first row and column, and one past the last, of each mask: two ``(b, 2)``."""
+    used = tf.stack([tf.reduce_max(pictures, axis=2), tf.reduce_max(pictures, axis=1)], axis=1)
+    first = tf.argmax(used, axis=2, output_type=tf.int32)
+    last = THUMBNAIL_SIZE - tf.argmax(used[:, :, ::-1], axis=2, output_type=tf.int32)
+    return tf.cast(first, tf.float32), tf.cast(last, tf.float32)
