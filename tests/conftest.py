@@ -92,3 +92,91 @@ def roi_jtsc() -> Path:
 def mobilenet_weights() -> Path:
     """Weights of MobileNetV2 without its top."""
     return _shared("weights/mobilenet_v2_1.0_224_slimfolded_notop.weights.h5")
+
+
+# One tiny trained run for all tests, which only read it; `run_copy` is for those that write.
+
+CELL_CLASSES = ("eosinophil", "lymphocyte", "monocyte", "neutrophil_segmented")
+_CONFIG = """\
+name: tiny
+data: {{image_size: [48, 48]}}
+model: {{backbone: mobilenetv2, weights: {weights}}}
+train:
+  seed: 7
+  batch_size: 8
+  head_epochs: 1
+  epochs: 2
+  learning_rate: 1.0e-3
+  freeze_batch_norm: false
+"""
+
+
+@pytest.fixture(scope="session")
+def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ninety-six drawn cells, 64x64 PNG, in four class folders."""
+    import cv2
+
+    from wbc_keras.synthetic import draw_cell
+
+    folder = tmp_path_factory.mktemp("cells")
+    rng = np.random.default_rng(0)
+    for label in CELL_CLASSES:
+        (folder / label).mkdir()
+        for number in range(24):
+            image = draw_cell(label, size=64, rng=rng).image
+            _, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+            (folder / label / f"{number:02d}.png").write_bytes(png.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_arguments(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path) -> list[str]:
+    """Arguments of `train` for a run of both phases, from random weights in a file."""
+    import keras
+
+    from wbc_keras.classifier import build_classifier
+    from wbc_keras.config import ModelConfig
+
+    folder = tmp_path_factory.mktemp("settings")
+    keras.utils.set_random_seed(0)
+    build_classifier(
+        ModelConfig(backbone="mobilenetv2", weights="none"), num_classes=2, image_size=(48, 48)
+    ).save(folder / "start.keras")
+    (folder / "tiny.yaml").write_text(_CONFIG.format(weights=folder / "start.keras"))
+    return ["--config", str(folder / "tiny.yaml"), "--data", str(drawn_cells)]
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, train_arguments: list[str]) -> Path:
+    """A finished run folder on `drawn_cells`: one epoch of the head, two of everything."""
+    from wbc_keras.train import main
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main([*train_arguments, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluation(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+    """What `evaluate` wrote for the run's own test cells."""
+    from wbc_keras.evaluate import main
+
+    folder = tmp_path_factory.mktemp("evaluation") / "test"
+    assert main(["--run", str(trained_run), "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+    """The run exported: version 1 in a model folder."""
+    from wbc_keras.export import main
+
+    folder = tmp_path_factory.mktemp("serving") / "saved_model"
+    assert main(["--run", str(trained_run), "--output", str(folder)]) == 0
+    return folder / "1"
+
+
+@pytest.fixture
+def run_copy(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run that a test may change."""
+    return Path(shutil.copytree(trained_run, tmp_path / "run"))

@@ -105,9 +105,7 @@ class CellAugmentation(keras.layers.Layer):
         shift_y = center_y - yx * center_x - yy * center_y
         shift_x = shift_x + _spread(random["shift_x"], self.shift * width)
         shift_y = shift_y + _spread(random["shift_y"], self.shift * height)
-        zero = ops.zeros_like(angle)
-        matrix = ops.stack([xx, xy, shift_x, yx, yy, shift_y, zero, zero], axis=1)
-        return ops.image.affine_transform(images, matrix, fill_mode="reflect")
+        return _warp(images, (xx, xy, shift_x), (yx, yy, shift_y))
 
     def _restain(self, images: Any, random: dict[str, Any]) -> Any:
         hue = _spread(random["hue"], math.radians(self.hue))
@@ -132,6 +130,38 @@ class CellAugmentation(keras.layers.Layer):
 def _spread(uniform: Any, strength: float) -> Any:
     """Map [0, 1) to [-strength, strength)."""
     return (uniform * 2 - 1) * strength
+
+
+def _warp(images: Any, to_x: tuple[Any, Any, Any], to_y: tuple[Any, Any, Any]) -> Any:
+    """Sample ``(batch, h, w, 3)`` bilinearly, each output pixel at an affine map of its place.
+
+    Written out because TensorFlow's own transform keeps XLA from compiling what it stands in;
+    compiled, this takes a third of its time.
+    """
+    height, width = images.shape[1:3]
+    column, row = ops.arange(width, dtype="float32"), ops.arange(height, dtype="float32")[:, None]
+    x, y = (
+        _mirror(a[:, None, None] * column + b[:, None, None] * row + c[:, None, None], size)
+        for (a, b, c), size in ((to_x, width), (to_y, height))
+    )
+    # One less than the last, so that the neighbour to the right or below is a pixel too.
+    left, top = ops.minimum(ops.floor(x), width - 2), ops.minimum(ops.floor(y), height - 2)
+    right_share, lower_share = (x - left)[..., None], (y - top)[..., None]
+    starts = ops.arange(ops.shape(images)[0], dtype="int32") * (height * width)
+    corner = ops.cast(top * width + left, "int32") + starts[:, None, None]
+    pixels = ops.reshape(images, (-1, 3))
+    upper, lower = (
+        ops.take(pixels, corner + down, axis=0) * (1 - right_share)
+        + ops.take(pixels, corner + down + 1, axis=0) * right_share
+        for down in (0, width)
+    )
+    return upper * (1 - lower_share) + lower * lower_share
+
+
+def _mirror(place: Any, size: int) -> Any:
+    """Fold places outside 0 to size - 1 back: ... 1 0 | 0 1 ... n | n n-1 ..."""
+    folded = size - ops.abs(ops.mod(place + 0.5, 2.0 * size) - size) - 0.5
+    return ops.clip(folded, 0.0, size - 1.0)
 
 
 def _colour_matrix(hue: Any, saturation: Any) -> Any:

@@ -25,7 +25,8 @@ _BINS = 128
 _BIN_WIDTH = 2.0  # of absorbance, which runs from 0 to 255
 _NUCLEUS_CUT = 0.55  # of the way from the middle class's mean to the darkest one's
 _CYTOPLASM_CUT = 0.25  # of the way from the palest class's mean to the middle one's
-_REACH = 0.4  # how far cytoplasm is followed, in nucleus sides
+_REACH = 0.4  # how far cytoplasm is followed, in longer sides of the nucleus
+_LOBE_REACH = 1.3  # how far other lobes are looked for, in longer sides of the first
 _LOBE_SHARE = 0.6  # a cell whose parts fill more than this is several cells, not one with lobes
 _ENOUGH_RED_CELLS = 600  # thumbnail pixels
 _WEAKEST_CONTRAST = 20.0
@@ -129,15 +130,15 @@ def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Ro
     mask = _dark_parts(stain, classes)
     main = _central_part(mask)
     cut = _between(classes[:, 0], classes[:, 1], _CYTOPLASM_CUT)
-    cell = _cell_around(main, stain, cut)
+    cell = _cell_around(main, stain, cut, near=_around(main, sizes, _LOBE_REACH))
     nucleus = _with_lobes(main, mask, cell)
     classes = _otsu(_histogram(stain, _pictures(_grow(nucleus, 21))))
     mask = _dark_parts(stain, classes)
     nucleus = _spread(nucleus * mask, _grow(mask, 3)) * mask
     cut = tf.maximum(cut, _red_cell_level(stain, cut, cell, nucleus))
-    cell = _cell_around(nucleus, stain, cut)
+    cell = _cell_around(nucleus, stain, cut, near=_around(nucleus, sizes, _REACH))
     found = _is_nucleus(nucleus, absorbance, classes)
-    boxes = _cell_boxes(_pictures(nucleus), _pictures(cell), sizes, margin)
+    boxes = _square_boxes(nucleus, cell, sizes, margin)
     return Roi(
         boxes=tf.where(found[:, tf.newaxis], boxes, _center_boxes(sizes)),
         found=found,
@@ -244,18 +245,25 @@ def _shrink(planes: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _spread(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
-    """Let the largest value fill each connected part of the planes ``within``."""
+    """Let the largest value fill each connected part of the planes ``within``.
+
+    Works on blocks of two by two pixels, which takes an eighth of the time; a gap of one pixel,
+    at some places two, connects.
+    """
+    blocks = _halve(within)
 
     def step(values: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        further = _grow(_grow(values, 3) * within, 3) * within
+        further = _grow(_grow(values, 3) * blocks, 3) * blocks
         return further, tf.reduce_any(further != values)
 
-    return tf.while_loop(
-        lambda _, moved: moved,
-        step,
-        (values * within, tf.constant(True)),
-        maximum_iterations=THUMBNAIL_SIZE * THUMBNAIL_SIZE // 4,
-    )[0]
+    filled, _ = tf.while_loop(
+        lambda _, moved: moved, step, (_halve(values * within), tf.constant(True))
+    )
+    return tf.repeat(tf.repeat(filled, 2, axis=1), 2, axis=2) * within
+
+
+def _halve(planes: tf.Tensor) -> tf.Tensor:
+    return tf.nn.max_pool2d(planes, 2, 2, "VALID")
 
 
 def _dark_parts(stain: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -290,12 +298,14 @@ def _centrality() -> tf.Tensor:
     return tf.round(256.0 * weight[:, tf.newaxis] * weight)[tf.newaxis, :, :, tf.newaxis]
 
 
-def _cell_around(nucleus: tf.Tensor, stain: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
-    """Return planes of the nucleus and the stained region it lies in.
+def _cell_around(
+    nucleus: tf.Tensor, stain: tf.Tensor, cut: tf.Tensor, *, near: tf.Tensor
+) -> tf.Tensor:
+    """Return planes of the nucleus and the stained region it lies in, as far as ``near`` allows.
 
     What touches the region along less than seven pixels, as red cells do, is cut off.
     """
-    stained = tf.maximum(_over(_blur(stain), cut), nucleus)
+    stained = tf.maximum(_over(_blur(stain), cut) * near, nucleus)
     core = _spread(nucleus, tf.maximum(_shrink(stained, 7), nucleus))
     return _grow(core, 7) * stained
 
@@ -358,25 +368,41 @@ def _center_boxes(sizes: tf.Tensor) -> tf.Tensor:
     return tf.concat([0.5 - half, 0.5 + half], axis=1)
 
 
-def _cell_boxes(
+def _square_boxes(
     nucleus: tf.Tensor, cell: tf.Tensor, sizes: tf.Tensor, margin: float
 ) -> tf.Tensor:
-    """Box the cell, no further than the reach from its nucleus, add the margin and square it."""
+    """Box the cell with the margin, square it and shift it into the picture."""
     size = tf.cast(sizes, tf.float32)
-    scale = size / THUMBNAIL_SIZE
-    start, stop = (edge * scale for edge in _extent(nucleus))
-    cell_start, cell_stop = (edge * scale for edge in _extent(cell))
-    side = tf.reduce_max(stop - start, axis=1, keepdims=True)
-    start = tf.maximum(cell_start, start - _REACH * side) - margin * side
-    stop = tf.minimum(cell_stop, stop + _REACH * side) + margin * side
-    start, stop = tf.maximum(start, 0.0), tf.minimum(stop, size)
+    room = margin * _longer_side(nucleus, sizes)
+    start, stop = (edge * size / THUMBNAIL_SIZE for edge in _extent(cell))
+    start, stop = tf.maximum(start - room, 0.0), tf.minimum(stop + room, size)
     side = tf.minimum(tf.reduce_max(stop - start, axis=1, keepdims=True), size)
     start = tf.clip_by_value((start + stop - side) / 2.0, 0.0, size - side)
-    return tf.clip_by_value(tf.concat([start, start + side], axis=1) / tf.tile(size, (1, 2)), 0, 1)
+    box = tf.concat([start / size, (start + side) / size], axis=1)
+    return tf.clip_by_value(box, 0.0, 1.0)
 
 
-def _extent(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _around(nucleus: tf.Tensor, sizes: tf.Tensor, share: float) -> tf.Tensor:
+    """Return planes of 1 as far from the nucleus's box as ``share`` of its longer side."""
+    reach = share * _longer_side(nucleus, sizes) * THUMBNAIL_SIZE / tf.cast(sizes, tf.float32)
+    start, stop = _extent(nucleus)
+    pixel = tf.range(THUMBNAIL_SIZE, dtype=tf.float32)
+    inside = (pixel >= (start - reach)[..., tf.newaxis]) & (
+        pixel < (stop + reach)[..., tf.newaxis]
+    )
+    return _planes(inside[:, 0, :, tf.newaxis] & inside[:, 1, tf.newaxis, :])
+
+
+def _longer_side(nucleus: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
+    """Return the longer side of the nucleus's box in pixels of the picture, ``(b, 1)``."""
+    start, stop = _extent(nucleus)
+    sides = (stop - start) * tf.cast(sizes, tf.float32) / THUMBNAIL_SIZE
+    return tf.reduce_max(sides, axis=1, keepdims=True)
+
+
+def _extent(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the first row and column, and one past the last, of each mask: two ``(b, 2)``."""
+    pictures = _pictures(planes)
     used = tf.stack([tf.reduce_max(pictures, axis=2), tf.reduce_max(pictures, axis=1)], axis=1)
     first = tf.argmax(used, axis=2, output_type=tf.int32)
     last = THUMBNAIL_SIZE - tf.argmax(used[:, :, ::-1], axis=2, output_type=tf.int32)

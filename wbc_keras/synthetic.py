@@ -134,10 +134,10 @@ def _lobes(rng: np.random.Generator, count: int, *, area: float, bend: float) ->
     """Return ``count`` lobes along a bow, joined by thin strands."""
     sizes = rng.uniform(0.75, 1.25, count)
     radii = np.sqrt(area / np.pi * sizes / sizes.sum())
-    length = 2.15 * radii.mean() * (count - 1)
+    length = 2.55 * radii.mean() * (count - 1)
     centres = _arc(length, bend, count) + rng.normal(0, 0.12 * radii.mean(), (count, 2))
     lobes = [
-        centre + _blob(rng, radius, stretch=rng.uniform(1.0, 1.35), wobble=0.05)
+        centre + _blob(rng, radius, stretch=rng.uniform(1.0, 1.25), wobble=0.05)
         for centre, radius in zip(centres, radii, strict=True)
     ]
     strands = [_strand(a, b) for a, b in itertools.pairwise(centres)]
@@ -163,7 +163,7 @@ def _band(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
 def _segments(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
     count = int(rng.choice([3, 4, 5], p=[0.45, 0.4, 0.15]))
     area = cell**2 * rng.uniform(1.15, 1.45)
-    return _lobes(rng, count, area=area, bend=rng.uniform(2.2, 4.2))
+    return _lobes(rng, count, area=area, bend=rng.uniform(2.6, 4.4))
 
 
 def _two_lobes(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
@@ -412,7 +412,7 @@ def _add_red_cells(slide: _Slide, centre: np.ndarray, radius: float) -> None:
 def _scatter_red_cells(
     rng: np.random.Generator, count: int, centre: np.ndarray, radius: float
 ) -> list[tuple[np.ndarray, float]]:
-    """Return places and radii; red cells touch and overlap a little, the white cell less."""
+    """Return places and radii of red cells; few overlap each other or reach under the cell."""
     placed = [(centre, radius)]
     for place in rng.uniform(-3, FIELD_WIDTH + 3, (3 * count, 2)):
         red = rng.uniform(3.2, 4.0)
@@ -435,8 +435,7 @@ def _add_platelets(slide: _Slide, centre: np.ndarray, radius: float) -> None:
 
 def _add_cytoplasm(slide: _Slide, kind: _Kind, body: np.ndarray, nucleus: np.ndarray) -> None:
     layer = body * (1 + 0.16 * slide.texture(0.6) + 0.14 * slide.texture(3.0))
-    halo = slide.blur(nucleus, 0.8) if kind.pale_zone else nucleus
-    layer *= 1 - kind.pale_zone * halo
+    layer *= 1 - kind.pale_zone * slide.blur(nucleus, 0.8)
     layer *= 1 - 0.8 * _bubbles(slide, body - nucleus, most=kind.vacuoles, radius=(0.25, 0.8))
     layer *= 1 - 0.8 * nucleus  # the chromatin's density counts what lies over and under it
     slide.add(layer, kind.cytoplasm)
@@ -467,7 +466,7 @@ def _add_chromatin(
         spots = _bubbles(slide, inner, most=nucleoli, radius=(0.7, 1.2))
         layer *= 1 - 0.4 * spots
     slide.add(layer, {"purple": 1.0})
-    slide.add(nucleus * (1 - clumps), {"pink": 0.12})  # between the clumps
+    slide.add(nucleus * np.maximum(1 - clumps, 0), {"pink": 0.12})  # between the clumps
 
 
 def _add_granules(
@@ -507,24 +506,32 @@ def write_cells(folder: Path, settings: SyntheticConfig) -> None:
     The manifest (``file,label,patient``) is written last. Every patient has a stain of its own, and
     each class is dealt out over the patients in turn. The same settings give the same bytes.
     """
-    rows = ["file,label,patient"]
     stains = [
         draw_stain(np.random.default_rng([settings.seed, 1, patient]))
         for patient in range(settings.patients)
     ]
-    for class_index, (class_name, count) in enumerate(
-        zip(CLASS_NAMES, class_counts(settings), strict=True)
-    ):
-        order = np.random.default_rng([settings.seed, 2, class_index]).permutation(len(stains))
-        for number in range(count):
-            patient = int(order[number % len(stains)])
-            file = f"{class_name}/{class_name}_{number + 1:04d}.png"
-            rng = np.random.default_rng([settings.seed, 3, class_index, number])
-            cell = draw_cell(class_name, size=settings.image_size, rng=rng, stain=stains[patient])
-            _write_png(folder / file, cell.image[..., ::-1])
-            _write_png(folder / "masks" / file, cell.mask)
-            rows.append(f"{file},{class_name},patient_{patient + 1:02d}")
+    rows = ["file,label,patient"]
+    for class_name, count in zip(CLASS_NAMES, class_counts(settings), strict=True):
+        rows += _write_class(folder, settings, class_name=class_name, count=count, stains=stains)
     (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _write_class(
+    folder: Path, settings: SyntheticConfig, *, class_name: str, count: int, stains: list[Stain]
+) -> list[str]:
+    """Write the cells of one class and return their rows of the manifest."""
+    seed = [settings.seed, 2, CLASS_NAMES.index(class_name)]
+    order = np.random.default_rng(seed).permutation(len(stains))
+    rows = []
+    for number in range(1, count + 1):
+        patient = order[number % len(stains)]
+        file = f"{class_name}/{class_name}_{number:04d}.png"
+        rng = np.random.default_rng([*seed, number])
+        cell = draw_cell(class_name, size=settings.image_size, rng=rng, stain=stains[patient])
+        _write_png(folder / file, cv2.cvtColor(cell.image, cv2.COLOR_RGB2BGR))
+        _write_png(folder / "masks" / file, cell.mask)
+        rows.append(f"{file},{class_name},patient_{patient + 1:02d}")
+    return rows
 
 
 def class_counts(settings: SyntheticConfig) -> list[int]:

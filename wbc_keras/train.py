@@ -211,6 +211,7 @@ def _load(config: Config, plan: DataPlan, split: str) -> LabelledCells:
     from wbc_keras.pipeline import load_cells
 
     chosen = plan.assignment == split
+    print(f"reading {chosen.sum()} cells of {split}", flush=True)
     paths = plan.manifest.select(chosen).paths()
     cells = load_cells(paths, roi=config.roi, image_size=config.data.image_size)
     return LabelledCells(cells, plan.labels()[chosen])
