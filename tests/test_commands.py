@@ -68,7 +68,7 @@ def test_tensorflow_is_quiet_by_default(monkeypatch):
     run_action(
         lambda arguments: seen.append(os.environ["TF_CPP_MIN_LOG_LEVEL"]), argparse.Namespace()
     )
-    assert seen == ["2"]
+    assert seen == ["3"]
 
 
 def test_parser_names_itself_as_typed(capsys):

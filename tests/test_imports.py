@@ -20,11 +20,11 @@ LAYERS = (
     "__init__ errors commands config labels manifest splits synthetic metrics balance runs "
     "predictions selection",
     # 1: TensorFlow and Keras parts
-    "images roi augment pipeline layers losses backbones",
+    "images localize augment pipeline layers losses backbones",
     # 2: assembly
     "classifier fitting inference predictor gradcam plots",
     # 3: commands
-    "train evaluate explain predict export",
+    "train evaluate explain predict roi export",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}

@@ -183,7 +183,7 @@ class EpochKeeper(keras.callbacks.Callback):
 def save_model(model: keras.Model, path: Path) -> None:
     """Write the network alone, without the optimizer, whole or not at all."""
     with runs.replacing(path) as temporary:
-        keras.Model(model.inputs, model.outputs, name=model.name).save(temporary)
+        keras.Model(model.input, model.output, name=model.name).save(temporary)
 
 
 def _compile(

@@ -1,11 +1,11 @@
-"""Find the cell in a picture and crop it: batched TensorFlow graph operations, no loop over pictures.
+"""Find the cell in a picture and crop it: batched graph operations, no loop over pictures.
 
 The same functions run in training, in the `roi` command and inside the exported model. Colours are
 those of a Wright, Giemsa or May-Grünwald stain: nuclei are purple, so they absorb green light most;
 red cells absorb blue light nearly as well, nuclei do not.
 
-A batch of pictures is ``(b, 96, 96)``. Masks that grow and shrink are "planes", ``(1, 96, 96, b)``
-of 0 and 1: pooling over a last axis that is the batch is ten times faster than over one channel.
+Inside, pictures and masks (0 and 1) are "planes", ``(1, 96, 96, b)``: pooling over a last axis that
+is the batch is ten times faster than over a single channel.
 Sums over pixels are sums of whole numbers below 2**24, exact in any order, so that a picture gives
 the same box eagerly, in a graph, in `tf.data`, alone or in a batch.
 """
@@ -26,6 +26,7 @@ _BIN_WIDTH = 2.0  # of absorbance, which runs from 0 to 255
 _NUCLEUS_CUT = 0.55  # of the way from the middle class's mean to the darkest one's
 _CYTOPLASM_CUT = 0.25  # of the way from the palest class's mean to the middle one's
 _REACH = 0.4  # how far cytoplasm is followed, in longer sides of the nucleus
+_LEAST_CYTOPLASM = 0.08  # around every nucleus, however pale, in longer sides of it
 _LOBE_REACH = 1.3  # how far other lobes are looked for, in longer sides of the first
 _LOBE_SHARE = 0.6  # a cell whose parts fill more than this is several cells, not one with lobes
 _ENOUGH_RED_CELLS = 600  # thumbnail pixels
@@ -124,70 +125,78 @@ def locate(thumbnails: tf.Tensor, sizes: tf.Tensor, *, mode: Mode, margin: float
 
 
 def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Roi:
-    absorbance = _absorbance(thumbnails)
-    stain = _blur(absorbance[..., 1] - absorbance[..., 2] / 2)
+    green, blue = _absorbance(thumbnails)
+    stain = _blur(green - blue / 2.0)
     classes = _otsu(_histogram(stain, tf.ones_like(stain)))
+    cut = _between(classes.pale, classes.middle, _CYTOPLASM_CUT)
     mask = _dark_parts(stain, classes)
     main = _central_part(mask)
-    cut = _between(classes[:, 0], classes[:, 1], _CYTOPLASM_CUT)
     cell = _cell_around(main, stain, cut, near=_around(main, sizes, _LOBE_REACH))
     nucleus = _with_lobes(main, mask, cell)
-    classes = _otsu(_histogram(stain, _pictures(_grow(nucleus, 21))))
+    classes = _otsu(_histogram(stain, _grow(nucleus, 21)))
     mask = _dark_parts(stain, classes)
     nucleus = _spread(nucleus * mask, _grow(mask, 3)) * mask
     cut = tf.maximum(cut, _red_cell_level(stain, cut, cell, nucleus))
     cell = _cell_around(nucleus, stain, cut, near=_around(nucleus, sizes, _REACH))
-    found = _is_nucleus(nucleus, absorbance, classes)
+    found = _is_nucleus(nucleus, classes, green=green, blue=blue)
     boxes = _square_boxes(nucleus, cell, sizes, margin)
+    masks = _soften(nucleus, stain, classes) * tf.cast(found, tf.float32)
     return Roi(
         boxes=tf.where(found[:, tf.newaxis], boxes, _center_boxes(sizes)),
         found=found,
-        masks=_soften(nucleus, stain, classes) * tf.cast(found, tf.float32)[:, None, None],
+        masks=tf.transpose(masks[0], (2, 0, 1)),
     )
 
 
 # Colour
 
 
-def _absorbance(thumbnails: tf.Tensor) -> tf.Tensor:
-    """Return what the cell takes of the field's light, whole numbers 0-255, ``(b, 96, 96, 3)``.
+class _Classes(NamedTuple):
+    """Mean stain of three classes of pixels, ``(b,)`` each."""
+
+    pale: tf.Tensor
+    middle: tf.Tensor
+    dark: tf.Tensor
+
+
+def _absorbance(thumbnails: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return how much green and how much blue is missing, two planes, whole numbers 0-255.
 
     The light of the empty field is the 95th percentile of each colour: smears are photographed in
     any tint.
     """
-    blocks = tf.nn.avg_pool2d(thumbnails, 3, 3, "VALID")
+    colors = tf.transpose(thumbnails[..., 1:], (3, 1, 2, 0))
+    blocks = tf.nn.avg_pool2d(colors, 3, 3, "VALID")
     count = blocks.shape[1] * blocks.shape[2]
-    flat = tf.transpose(tf.reshape(blocks, (-1, count, 3)), (0, 2, 1))
+    flat = tf.transpose(tf.reshape(blocks, (2, count, -1)), (0, 2, 1))
     light = tf.math.top_k(flat, count // 20).values[..., -1]
     # A picture without an empty field must not make its cell pale.
     light = tf.maximum(light, 64.0)[:, tf.newaxis, tf.newaxis, :]
-    return tf.round(255.0 * (1.0 - tf.minimum(thumbnails / light, 1.0)))
+    missing = tf.round(255.0 * (1.0 - tf.minimum(colors / light, 1.0)))
+    return missing[:1], missing[1:]
 
 
-def _blur(pictures: tf.Tensor) -> tf.Tensor:
+def _blur(planes: tf.Tensor) -> tf.Tensor:
     """Weigh each pixel and its eight neighbours 1 2 1, by row and by column."""
-    rows = tf.pad(pictures, ((0, 0), (1, 1), (0, 0)), "SYMMETRIC")
-    pictures = (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 4.0
-    columns = tf.pad(pictures, ((0, 0), (0, 0), (1, 1)), "SYMMETRIC")
+    rows = tf.pad(planes, ((0, 0), (1, 1), (0, 0), (0, 0)), "SYMMETRIC")
+    planes = (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 4.0
+    columns = tf.pad(planes, ((0, 0), (0, 0), (1, 1), (0, 0)), "SYMMETRIC")
     return (columns[:, :, :-2] + 2.0 * columns[:, :, 1:-1] + columns[:, :, 2:]) / 4.0
 
 
 def _histogram(stain: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Count the pixels, weight 0 or 1, of each picture in bins of stain: float32 ``(b, 128)``."""
-    batch = tf.shape(stain)[0]
+    batch = tf.shape(stain)[-1]
     bins = tf.cast(tf.clip_by_value(stain / _BIN_WIDTH, 0.0, _BINS - 1.0), tf.int32)
-    bins += _BINS * tf.range(batch)[:, tf.newaxis, tf.newaxis]
-    counts = tf.math.unsorted_segment_sum(
-        tf.reshape(weights, [-1]), tf.reshape(bins, [-1]), _BINS * batch
-    )
+    bins += _BINS * tf.range(batch)
+    counts = tf.math.unsorted_segment_sum(weights, bins, _BINS * batch)
     return tf.reshape(counts, (batch, _BINS))
 
 
-def _otsu(histogram: tf.Tensor) -> tf.Tensor:
-    """Return the mean stain of three classes, pale to dark, ``(b, 3)``.
+def _otsu(histogram: tf.Tensor) -> _Classes:
+    """Split the pixels at the two cuts of the greatest variance between classes.
 
-    The two cuts are those of the greatest variance between classes (Otsu 1979, eq. 14, for three
-    classes), by trying every pair.
+    Otsu 1979, eq. 14, for three classes, by trying every pair of cuts.
     """
     count = tf.cumsum(histogram, axis=1)
     total = tf.cumsum(histogram * (tf.range(_BINS, dtype=tf.float32) + 0.5), axis=1)
@@ -203,7 +212,7 @@ def _otsu(histogram: tf.Tensor) -> tf.Tensor:
     ends = tf.stack([best // _BINS, best % _BINS, tf.fill(tf.shape(best), _BINS - 1)], axis=1)
     counts = _differences(tf.gather(count, ends, batch_dims=1))
     totals = _differences(tf.gather(total, ends, batch_dims=1))
-    return _BIN_WIDTH * totals / tf.maximum(counts, 1.0)
+    return _Classes(*tf.unstack(_BIN_WIDTH * totals / tf.maximum(counts, 1.0), axis=1))
 
 
 def _part_variance(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
@@ -220,18 +229,10 @@ def _between(low: tf.Tensor, high: tf.Tensor, share: float) -> tf.Tensor:
 
 def _over(stain: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
     """Return planes of 1 where a picture's stain is over its cut, ``(b,)``."""
-    return _planes(stain > cut[:, tf.newaxis, tf.newaxis])
+    return tf.cast(stain > cut, tf.float32)
 
 
 # Shape
-
-
-def _planes(pictures: tf.Tensor) -> tf.Tensor:
-    return tf.transpose(tf.cast(pictures, tf.float32), (1, 2, 0))[tf.newaxis]
-
-
-def _pictures(planes: tf.Tensor) -> tf.Tensor:
-    return tf.transpose(planes[0], (2, 0, 1))
 
 
 def _grow(planes: tf.Tensor, size: int) -> tf.Tensor:
@@ -266,12 +267,16 @@ def _halve(planes: tf.Tensor) -> tf.Tensor:
     return tf.nn.max_pool2d(planes, 2, 2, "VALID")
 
 
-def _dark_parts(stain: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+def _nucleus_cut(classes: _Classes) -> tf.Tensor:
+    return _between(classes.middle, classes.dark, _NUCLEUS_CUT)
+
+
+def _dark_parts(stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
     """Return planes of nuclei: of dark stain, without what is thinner than five pixels.
 
     A cell's edge bends light and looks as dark as its nucleus, but is thin.
     """
-    dark = _over(stain, _between(classes[:, 1], classes[:, 2], _NUCLEUS_CUT))
+    dark = _over(stain, _nucleus_cut(classes))
     closed = _shrink(_grow(dark, 3), 3)
     return _grow(_shrink(closed, 5), 5)
 
@@ -283,9 +288,7 @@ def _central_part(mask: tf.Tensor) -> tf.Tensor:
     numbers = tf.cast(_spread(numbers * mask, mask), tf.int32)
     batch = tf.shape(mask)[-1]
     weights = tf.math.unsorted_segment_sum(
-        tf.reshape(_centrality() * mask, [-1]),
-        tf.reshape(numbers + (pixels + 1) * tf.range(batch), [-1]),
-        (pixels + 1) * batch,
+        _centrality() * mask, numbers + (pixels + 1) * tf.range(batch), (pixels + 1) * batch
     )
     best = tf.argmax(tf.reshape(weights, (batch, pixels + 1)), axis=1, output_type=tf.int32)
     return tf.cast(numbers == best, tf.float32) * mask
@@ -322,41 +325,41 @@ def _with_lobes(main: tf.Tensor, mask: tf.Tensor, cell: tf.Tensor) -> tf.Tensor:
     return _spread(joined, _grow(mask, 3)) * mask
 
 
-def _area(planes: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(planes, axis=(0, 1, 2))
-
-
 def _red_cell_level(
     stain: tf.Tensor, cut: tf.Tensor, cell: tf.Tensor, nucleus: tf.Tensor
 ) -> tf.Tensor:
     """Return the mean stain of what lies away from the cell, 0 where that is little, ``(b,)``."""
     near = tf.maximum(_grow(nucleus, 25), _grow(cell, 5))
-    away = _pictures(_over(_blur(stain), cut) * (1.0 - near))
-    count = tf.reduce_sum(away, axis=(1, 2))
-    total = tf.reduce_sum(tf.round(stain) * away, axis=(1, 2))
-    return tf.where(count > _ENOUGH_RED_CELLS, total / tf.maximum(count, 1.0), 0.0)
+    away = _over(_blur(stain), cut) * (1.0 - near)
+    return tf.where(_area(away) > _ENOUGH_RED_CELLS, _mean(stain, away), 0.0)
 
 
-def _is_nucleus(nucleus: tf.Tensor, absorbance: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """Tell nuclei from red cells, which are not purple, and from the unevenness of a blank field."""
-    area = _area(nucleus)
-    color = tf.reduce_sum(absorbance * _pictures(nucleus)[..., tf.newaxis], axis=(1, 2))
-    green, blue = (color[:, channel] / tf.maximum(area, 1.0) for channel in (1, 2))
-    contrast = classes[:, 2] - classes[:, 0]
+def _area(mask: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(mask, axis=(0, 1, 2))
+
+
+def _mean(planes: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    total = tf.reduce_sum(tf.round(planes) * mask, axis=(0, 1, 2))
+    return total / tf.maximum(_area(mask), 1.0)
+
+
+def _is_nucleus(
+    nucleus: tf.Tensor, classes: _Classes, *, green: tf.Tensor, blue: tf.Tensor
+) -> tf.Tensor:
+    """Tell nuclei from red cells, which are not purple, and from an uneven blank field."""
+    green, blue = _mean(green, nucleus), _mean(blue, nucleus)
     return (
-        (area >= _SMALLEST_NUCLEUS)
-        & (contrast > _WEAKEST_CONTRAST)
+        (_area(nucleus) >= _SMALLEST_NUCLEUS)
+        & (classes.dark - classes.pale > _WEAKEST_CONTRAST)
         & ((green - blue > _LEAST_PURPLE * green) | (green > _BLACK))
     )
 
 
-def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """Return masks that cross 0.5 where the stain crosses its cut."""
-    cut = _between(classes[:, 1], classes[:, 2], _NUCLEUS_CUT)
-    width = tf.maximum((classes[:, 2] - classes[:, 1]) / 2.0, 1.0)
-    above = (stain - cut[:, tf.newaxis, tf.newaxis]) / width[:, tf.newaxis, tf.newaxis]
-    edge = tf.clip_by_value(0.5 + above, 0.0, 1.0) * _pictures(_grow(nucleus, 3))
-    return tf.maximum(edge, _pictures(_shrink(nucleus, 3)))
+def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
+    """Return planes that cross 0.5 where the stain crosses its cut."""
+    width = tf.maximum((classes.dark - classes.middle) / 2.0, 1.0)
+    edge = tf.clip_by_value(0.5 + (stain - _nucleus_cut(classes)) / width, 0.0, 1.0)
+    return tf.maximum(edge * _grow(nucleus, 3), _shrink(nucleus, 3))
 
 
 # Boxes
@@ -373,9 +376,12 @@ def _square_boxes(
 ) -> tf.Tensor:
     """Box the cell with the margin, square it and shift it into the picture."""
     size = tf.cast(sizes, tf.float32)
-    room = margin * _longer_side(nucleus, sizes)
-    start, stop = (edge * size / THUMBNAIL_SIZE for edge in _extent(cell))
-    start, stop = tf.maximum(start - room, 0.0), tf.minimum(stop + room, size)
+    side = _longer_side(nucleus, sizes)
+    start, stop = (edge * size / THUMBNAIL_SIZE for edge in _extent(nucleus))
+    cell_start, cell_stop = (edge * size / THUMBNAIL_SIZE for edge in _extent(cell))
+    start = tf.minimum(cell_start, start - _LEAST_CYTOPLASM * side) - margin * side
+    stop = tf.maximum(cell_stop, stop + _LEAST_CYTOPLASM * side) + margin * side
+    start, stop = tf.maximum(start, 0.0), tf.minimum(stop, size)
     side = tf.minimum(tf.reduce_max(stop - start, axis=1, keepdims=True), size)
     start = tf.clip_by_value((start + stop - side) / 2.0, 0.0, size - side)
     box = tf.concat([start / size, (start + side) / size], axis=1)
@@ -386,11 +392,10 @@ def _around(nucleus: tf.Tensor, sizes: tf.Tensor, share: float) -> tf.Tensor:
     """Return planes of 1 as far from the nucleus's box as ``share`` of its longer side."""
     reach = share * _longer_side(nucleus, sizes) * THUMBNAIL_SIZE / tf.cast(sizes, tf.float32)
     start, stop = _extent(nucleus)
-    pixel = tf.range(THUMBNAIL_SIZE, dtype=tf.float32)
-    inside = (pixel >= (start - reach)[..., tf.newaxis]) & (
-        pixel < (stop + reach)[..., tf.newaxis]
-    )
-    return _planes(inside[:, 0, :, tf.newaxis] & inside[:, 1, tf.newaxis, :])
+    pixel = tf.range(THUMBNAIL_SIZE, dtype=tf.float32)[:, tf.newaxis, tf.newaxis]
+    inside = (pixel >= start - reach) & (pixel < stop + reach)
+    rows, columns = tf.unstack(tf.cast(inside, tf.float32), axis=2)
+    return (rows[:, tf.newaxis] * columns)[tf.newaxis]
 
 
 def _longer_side(nucleus: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
@@ -402,8 +407,7 @@ def _longer_side(nucleus: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
 
 def _extent(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the first row and column, and one past the last, of each mask: two ``(b, 2)``."""
-    pictures = _pictures(planes)
-    used = tf.stack([tf.reduce_max(pictures, axis=2), tf.reduce_max(pictures, axis=1)], axis=1)
-    first = tf.argmax(used, axis=2, output_type=tf.int32)
-    last = THUMBNAIL_SIZE - tf.argmax(used[:, :, ::-1], axis=2, output_type=tf.int32)
+    used = tf.stack([tf.reduce_max(planes, axis=(0, axis)) for axis in (2, 1)], axis=2)
+    first = tf.argmax(used, axis=0, output_type=tf.int32)
+    last = THUMBNAIL_SIZE - tf.argmax(used[::-1], axis=0, output_type=tf.int32)
     return tf.cast(first, tf.float32), tf.cast(last, tf.float32)

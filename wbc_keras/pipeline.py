@@ -147,7 +147,8 @@ def make_training_batches(
     """
     count = len(cells)
     batch_size = min(batch_size, count)
-    layer = CellAugmentation(**dataclasses.asdict(augment))
+    # Compiled, it takes a third of the time; every batch has the same shape.
+    change = tf.function(CellAugmentation(**dataclasses.asdict(augment)), jit_compile=True)
     images = tf.constant(cells.images)
     labels, weights = tf.constant(labels, tf.int32), tf.constant(weights, tf.float32)
 
@@ -163,7 +164,7 @@ def make_training_batches(
         return rows.batch(batch_size, drop_remainder=True)
 
     def read(order: tf.Tensor, uniforms: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        batch = layer(tf.gather(images, order), uniforms)
+        batch = change(tf.gather(images, order), uniforms)
         return batch, tf.gather(labels, order), tf.gather(weights, order)
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(make_epoch)

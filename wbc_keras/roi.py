@@ -1,4 +1,4 @@
-"""Find the cells: ``python -m wbc_keras.roi --data PATH --output CSV [--masks DIR] [--preview FILE]``.
+"""Find the cells: ``python -m wbc_keras.roi --data PATH --output CSV``.
 
 The work itself is in `localize`; this module reads the pictures and writes what was found.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,9 +60,13 @@ class Located:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("roi", "Find the cell in each picture and write its box.")
-    parser.add_argument("--data", required=True, nargs="+", help="folder, manifest or picture files")
+    parser.add_argument(
+        "--data", required=True, nargs="+", help="folder, manifest or picture files"
+    )
     parser.add_argument("--output", required=True, help="the table to write, a .csv")
-    parser.add_argument("--masks", help="folder for the nuclei, a PNG for each picture (255, else 0)")
+    parser.add_argument(
+        "--masks", help="folder for the nuclei, a PNG for each picture (255, else 0)"
+    )
     parser.add_argument("--preview", help="picture to draw some cells on, a .png or .jpg")
     return run_action(_action, parser.parse_args(argv))
 
@@ -144,12 +147,13 @@ def _locate_all(manifest: Manifest, roi: RoiConfig) -> Iterator[Located]:
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(files), _BATCH):
             names = files[start : start + _BATCH]
-            sizes, small = zip(*pool.map(_read_small, (manifest.root / n for n in names)))
+            read = list(pool.map(_read_small, (manifest.root / name for name in names)))
+            sizes, small = [size for size, _ in read], [thumbnail for _, thumbnail in read]
             found = find(
                 np.stack(small), np.array(sizes, np.int32), mode=roi.mode, margin=roi.margin
             )
             parts = (found.boxes.numpy(), found.found.numpy().tolist(), found.masks.numpy())
-            yield from itertools.starmap(Located, zip(names, sizes, *parts, small))
+            yield from map(Located, names, sizes, *parts, small)
 
 
 def _read_small(path: Path) -> tuple[tuple[int, int], np.ndarray]:
@@ -203,7 +207,6 @@ def _mask_path(folder: Path, file: str) -> Path:
 
 
 def _write_masks(located: Iterator[Located], folder: Path) -> Iterator[Located]:
-    import cv2
     import numpy as np
 
     for cell in located:

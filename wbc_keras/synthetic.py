@@ -151,7 +151,7 @@ def _strand(start: np.ndarray, end: np.ndarray, width: float = 0.7) -> np.ndarra
 
 
 def _kidney(rng: np.random.Generator, cell: float) -> list[np.ndarray]:
-    width = cell * rng.uniform(0.62, 0.88)
+    width = cell * rng.uniform(0.6, 0.8)
     return _bow(rng, length=cell * rng.uniform(0.9, 1.35), width=width, bend=rng.uniform(1.6, 3.4))
 
 
@@ -190,16 +190,16 @@ _KINDS = {
     "lymphocyte": _Kind(
         diameter=(8.8, 11.6),
         nucleus=lambda rng, cell: _round(rng, cell, (0.82, 0.92), stretch=1.15),
-        chromatin=_Chromatin(density=1.85, contrast=0.32, pitch=0.8),
-        cytoplasm={"blue": 0.4, "purple": 0.12},
+        chromatin=_Chromatin(density=1.95, contrast=0.32, pitch=0.8),
+        cytoplasm={"blue": 0.48, "purple": 0.1},
         off_centre=0.7,
         blue_edge=0.2,
     ),
     "myeloblast": _Kind(
         diameter=(14.5, 18.0),
         nucleus=lambda rng, cell: _round(rng, cell, (0.8, 0.89), stretch=1.2),
-        chromatin=_Chromatin(density=1.25, contrast=0.3, pitch=0.5),
-        cytoplasm={"blue": 0.38, "purple": 0.15},
+        chromatin=_Chromatin(density=1.25, contrast=0.28, pitch=0.5),
+        cytoplasm={"blue": 0.45, "purple": 0.12},
         wobble=0.05,
         off_centre=0.7,
         nucleoli=4,
@@ -241,19 +241,19 @@ _KINDS = {
     ),
     "erythroblast": _Kind(
         diameter=(8.2, 10.6),
-        nucleus=lambda rng, cell: _round(rng, cell, (0.56, 0.68)),
+        nucleus=lambda rng, cell: _round(rng, cell, (0.52, 0.64)),
         chromatin=_Chromatin(density=2.15, contrast=0.25, pitch=0.9),
-        cytoplasm={"tan": 0.3, "blue": 0.22},
+        cytoplasm={"tan": 0.36, "blue": 0.12, "pink": 0.05},
         wobble=0.06,
         off_centre=0.5,
     ),
     "promyelocyte": _Kind(
         diameter=(15.0, 18.5),
-        nucleus=lambda rng, cell: _round(rng, cell, (0.68, 0.78), stretch=1.35),
-        chromatin=_Chromatin(density=1.4, contrast=0.28, pitch=0.55),
+        nucleus=lambda rng, cell: _round(rng, cell, (0.62, 0.73), stretch=1.35),
+        chromatin=_Chromatin(density=1.55, contrast=0.28, pitch=0.55),
         cytoplasm={"blue": 0.26, "purple": 0.16},
         granules=(
-            _Granules({"purple": 0.75, "pink": 0.2}, density=1.2, radius=0.2, on_nucleus=0.35),
+            _Granules({"purple": 0.65, "pink": 0.2}, density=1.4, radius=0.2, on_nucleus=0.35),
         ),
         off_centre=0.9,
         nucleoli=2,
@@ -341,9 +341,9 @@ def draw_stain(rng: np.random.Generator) -> Stain:
     """Draw one patient's stain and light."""
     daylight = rng.beta(0.5, 2.5)
     background = (1 - daylight) * np.array(_PAPER) + daylight * np.array(_DAYLIGHT)
-    strength = rng.normal(1.0, 0.08)
+    strength = rng.normal(1.0, 0.06)
     dyes = {
-        name: np.array(colour) * strength * rng.normal(1.0, 0.07) * rng.normal(1.0, 0.05, 3)
+        name: np.array(colour) * strength * rng.normal(1.0, 0.05) * rng.normal(1.0, 0.04, 3)
         for name, colour in _DYES.items()
     }
     return Stain(background + rng.normal(0, 2, 3), dyes, red_cells=int(rng.integers(8, 22)))
@@ -436,7 +436,7 @@ def _add_platelets(slide: _Slide, centre: np.ndarray, radius: float) -> None:
 def _add_cytoplasm(slide: _Slide, kind: _Kind, body: np.ndarray, nucleus: np.ndarray) -> None:
     layer = body * (1 + 0.16 * slide.texture(0.6) + 0.14 * slide.texture(3.0))
     layer *= 1 - kind.pale_zone * slide.blur(nucleus, 0.8)
-    layer *= 1 - 0.8 * _bubbles(slide, body - nucleus, most=kind.vacuoles, radius=(0.25, 0.8))
+    layer *= 1 - 0.8 * _bubbles(slide, body - nucleus, count=(0, kind.vacuoles), radius=(0.25, 0.8))
     layer *= 1 - 0.8 * nucleus  # the chromatin's density counts what lies over and under it
     slide.add(layer, kind.cytoplasm)
     edge = np.clip(body - slide.blur(body, 0.7), 0, 1) * (1 - nucleus)
@@ -444,12 +444,12 @@ def _add_cytoplasm(slide: _Slide, kind: _Kind, body: np.ndarray, nucleus: np.nda
 
 
 def _bubbles(
-    slide: _Slide, where: np.ndarray, *, most: int, radius: tuple[float, float]
+    slide: _Slide, where: np.ndarray, *, count: tuple[int, int], radius: tuple[float, float]
 ) -> np.ndarray:
-    """Return up to ``most`` discs 0..1 whose centres lie where ``where`` is near 1."""
+    """Return a number of discs, 0..1, whose centres lie where ``where`` is near 1."""
     rows, columns = np.nonzero(where > 0.9)
-    count = slide.rng.integers(0, most + 1) if len(rows) else 0
-    chosen = slide.rng.integers(0, max(len(rows), 1), count)
+    fewest, most = count if len(rows) else (0, 0)
+    chosen = slide.rng.integers(0, max(len(rows), 1), slide.rng.integers(fewest, most + 1))
     places = (np.stack([columns[chosen], rows[chosen]], axis=1) + 0.5) / slide.scale
     discs = [_disc(place, slide.rng.uniform(*radius)) for place in places]
     return slide.blur(slide.fill(discs, np.zeros(2)), 0.1)
@@ -463,7 +463,7 @@ def _add_chromatin(
     layer = chromatin.density * nucleus * (1 + chromatin.contrast * clumps + 0.35 * rim)
     if nucleoli:
         inner = slide.blur(nucleus, 0.8) * nucleus
-        spots = _bubbles(slide, inner, most=nucleoli, radius=(0.7, 1.2))
+        spots = _bubbles(slide, inner, count=(1, nucleoli), radius=(0.7, 1.2))
         layer *= 1 - 0.4 * spots
     slide.add(layer, {"purple": 1.0})
     slide.add(nucleus * np.maximum(1 - clumps, 0), {"pink": 0.12})  # between the clumps

@@ -1,0 +1,305 @@
+"""The training loop on a tiny network: phases, schedule, best model, and resuming to the bit."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from wbc_keras import fitting
+from wbc_keras.config import load_config
+from wbc_keras.errors import RunError
+from wbc_keras.fitting import (
+    EpochKeeper,
+    LabelledCells,
+    Phase,
+    TrainingState,
+    cell_weights,
+    fit,
+    plan_phases,
+    should_stop,
+)
+from wbc_keras.pipeline import Cells
+
+CLASSES = 3
+COLUMNS = "epoch,phase,learning_rate,loss,accuracy,macro_f1,val_loss,val_accuracy,val_macro_f1"
+
+
+class Killed(BaseException):
+    """What no handler catches, as SIGKILL."""
+
+
+def make_config(*overrides):
+    base = ["model.weights=somewhere", "train.batch_size=8", "train.head_epochs=2"]
+    base += ["train.epochs=3", "train.freeze_batch_norm=false", "train.learning_rate=0.01"]
+    return load_config(overrides=[*base, *overrides])
+
+
+CONFIG = make_config()
+
+
+def build():
+    """A classifier in small: convolution and normalisation as backbone, dropout, head."""
+    keras.utils.set_random_seed(4)
+    images = keras.Input((32, 32, 3), name="image")
+    x = keras.layers.Rescaling(1 / 255)(images)
+    x = keras.layers.Conv2D(4, 3, strides=4, name="conv")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Activation("relu", name="features")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
+    x = keras.layers.Dropout(0.3, name="dropout")(x)
+    return keras.Model(images, keras.layers.Dense(CLASSES, name="logits")(x))
+
+
+def make_cells(count, seed):
+    """Cells of one colour a class, with noise."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(count) % CLASSES).astype(np.int32)
+    colours = np.array([[180, 60, 60], [60, 180, 60], [60, 60, 180]])[labels]
+    images = rng.normal(colours[:, None, None], 40, (count, 32, 32, 3)).clip(0, 255)
+    cells = Cells(images.astype(np.uint8), np.zeros((count, 4)), np.ones(count, bool))
+    return LabelledCells(cells, labels)
+
+
+def train(folder, config=CONFIG):
+    model = build()
+    history = fit(
+        model,
+        train=make_cells(30, 0),
+        validation=make_cells(12, 1),
+        config=config,
+        folder=folder,
+        jit_compile=False,
+    )
+    return model, history
+
+
+def weights_of(folder):
+    model = keras.models.load_model(folder / "model.keras", compile=False)
+    return [np.asarray(weight) for weight in model.weights]
+
+
+def assert_same_run(folder, reference, model, reference_model):
+    kept, expected = (
+        pd.read_csv(path / "history.csv").drop(columns="seconds") for path in (folder, reference)
+    )
+    pd.testing.assert_frame_equal(kept, expected, check_exact=True)
+    for a, b in zip(weights_of(folder), weights_of(reference), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Of the last epoch too, not only of the best.
+    for a, b in zip(model.weights, reference_model.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An uninterrupted run: folder, model after its last epoch, history."""
+    folder = tmp_path_factory.mktemp("reference")
+    return folder, *train(folder)
+
+
+# Phases and stopping
+
+
+def test_phases_count_epochs_through_the_run():
+    head, fine_tune = plan_phases(CONFIG.train)
+    assert head == Phase("head", range(2), CONFIG.train.head_learning_rate, backbone=False)
+    assert fine_tune == Phase("fine_tune", range(2, 5), 0.01, backbone=True)
+
+
+@pytest.mark.parametrize(("head", "epochs", "names"), [(0, 2, ["fine_tune"]), (2, 0, ["head"])])
+def test_phase_without_epochs_is_left_out(head, epochs, names):
+    config = make_config(f"train.head_epochs={head}", f"train.epochs={epochs}")
+    assert [phase.name for phase in plan_phases(config.train)] == names
+
+
+@pytest.mark.parametrize(
+    ("scores", "stop"),
+    [
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.4], False),
+        ([0.5, 0.4, 0.3], True),
+        ([0.5, 0.5, 0.5], True),  # equal is not better
+        ([0.5, 0.4, 0.6], False),
+        ([0.5, 0.4, 0.6, 0.1, 0.6], True),
+    ],
+)
+def test_stops_after_two_epochs_without_a_better_score(scores, stop):
+    other = [{"phase": "head", "val_macro_f1": 0.9}]
+    history = other + [{"phase": "fine_tune", "val_macro_f1": score} for score in scores]
+    assert should_stop(history, phase="fine_tune", patience=2) is stop
+
+
+def test_cells_weigh_what_their_class_weighs():
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    weights = cell_weights(labels, config=make_config("loss.class_weight=balanced"), classes=3)
+    # n / (classes * count), as scikit-learn's "balanced".
+    np.testing.assert_allclose(weights, [2 / 3] * 3 + [2] + [1] * 2)
+    assert weights.dtype == np.float32
+    even = cell_weights(labels, config=make_config("loss.class_weight=none"), classes=3)
+    np.testing.assert_array_equal(even, 1)
+
+
+# An uninterrupted run
+
+
+def test_history_has_a_row_an_epoch(reference):
+    folder, _, history = reference
+    written = pd.read_csv(folder / "history.csv")
+    assert list(written.columns) == [*COLUMNS.split(","), "seconds"]
+    assert written["epoch"].tolist() == [0, 1, 2, 3, 4]
+    assert written["phase"].tolist() == ["head"] * 2 + ["fine_tune"] * 3
+    pd.testing.assert_frame_equal(written, history)
+    assert written["loss"].iloc[-1] < written["loss"].iloc[0]
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine(reference):
+    _, _, history = reference
+    steps = 3  # 30 cells in batches of 8
+    head = CONFIG.train.head_learning_rate
+
+    def after(epochs, top, total):
+        """The rate after whole epochs, the first of them the warm-up."""
+        done = (epochs - 1) * steps / (total * steps - steps)
+        return top * (1 + np.cos(np.pi * done)) / 2
+
+    expected = [after(1, head, 2), after(2, head, 2)]
+    expected += [after(epochs, 0.01, 3) for epochs in (1, 2, 3)]
+    np.testing.assert_allclose(history["learning_rate"], expected, atol=1e-9)
+
+
+def test_head_phase_leaves_the_backbone_as_it_was(tmp_path):
+    start = [np.asarray(weight) for weight in build().get_layer("conv").weights]
+    model, _ = train(tmp_path, make_config("train.epochs=0"))
+    for a, b in zip(start, model.get_layer("conv").weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(model.get_layer("logits").kernel, build().get_layer("logits").kernel)
+
+
+def test_fine_tuning_moves_the_backbone(reference):
+    _, model, _ = reference
+    assert not np.array_equal(model.get_layer("conv").kernel, build().get_layer("conv").kernel)
+
+
+@pytest.mark.parametrize(("freeze", "moves"), [("true", False), ("false", True)])
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path, freeze, moves):
+    config = make_config("train.head_epochs=0", f"train.freeze_batch_norm={freeze}")
+    model, _ = train(tmp_path, config)
+    start = build().get_layer("norm").get_weights()
+    same = [np.array_equal(a, b) for a, b in zip(start, model.get_layer("norm").get_weights())]
+    assert same == [not moves] * 4
+
+
+def test_kept_model_is_that_of_the_best_epoch(reference):
+    """Scored again by scikit-learn, the kept model has the history's best macro F1."""
+    from sklearn.metrics import f1_score
+
+    folder, _, history = reference
+    cells = make_cells(12, 1)
+    kept = keras.models.load_model(folder / "model.keras", compile=False)
+    assert kept.optimizer is None
+    logits = kept.predict(cells.cells.images.astype(np.float32), verbose=0)
+    score = f1_score(cells.labels, logits.argmax(axis=1), average="macro")
+    assert score == pytest.approx(history["val_macro_f1"].max(), abs=1e-6)
+
+
+def test_early_stopping_ends_the_phase(tmp_path):
+    # A rate too small to change an answer: the first epoch of a phase stays its best.
+    still = ["train.learning_rate=1e-8", "train.head_learning_rate=1e-8", "train.patience=1"]
+    _, history = train(tmp_path, make_config(*still, "train.head_epochs=4", "train.epochs=4"))
+    assert history["epoch"].tolist() == [0, 1, 4, 5]
+
+
+def test_two_runs_are_equal_to_the_bit(reference, tmp_path):
+    folder, model, _ = reference
+    again, _ = train(tmp_path)
+    assert_same_run(tmp_path, folder, again, model)
+
+
+def test_another_seed_is_another_run(reference, tmp_path):
+    _, _, history = reference
+    _, other = train(tmp_path, make_config("train.seed=1"))
+    assert other["loss"][0] != history["loss"][0]
+
+
+# Interrupted and resumed: every moment of the loop once
+
+
+def kill_in(monkeypatch, owner, name, *, call, before):
+    """Let the ``call``-th call of a function (from 1) die before or after its work."""
+    original = getattr(owner, name)
+    calls = []
+
+    def dying(*arguments, **options):
+        calls.append(name)
+        if before and len(calls) == call:
+            raise Killed
+        result = original(*arguments, **options)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+def interrupt(folder, monkeypatch, owner, name, *, call, before, config=CONFIG):
+    with monkeypatch.context() as patch:
+        kill_in(patch, owner, name, call=call, before=before)
+        with pytest.raises(Killed):
+            train(folder, config)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (fitting, "save_model", 1),  # before the first state: begins anew
+        (TrainingState, "save", 1),
+        (TrainingState, "save", 2),  # the last of the first phase
+        (TrainingState, "save", 4),
+        (TrainingState, "history_table", 3),  # state written, history.csv not
+        (EpochKeeper, "on_epoch_begin", 4),  # in an epoch of the second phase
+        (TrainingState, "save", 5),  # all is done
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_resumed_run_ends_as_the_uninterrupted_one(
+    reference, tmp_path, monkeypatch, owner, name, call, before
+):
+    interrupt(tmp_path, monkeypatch, owner, name, call=call, before=before)
+    model, _ = train(tmp_path)
+    assert_same_run(tmp_path, reference[0], model, reference[1])
+
+
+def test_run_interrupted_many_times(reference, tmp_path, monkeypatch):
+    for _ in range(4):
+        interrupt(tmp_path, monkeypatch, TrainingState, "save", call=2, before=True)
+    model, _ = train(tmp_path)
+    assert_same_run(tmp_path, reference[0], model, reference[1])
+
+
+def test_resumed_after_the_head_stopped_early(tmp_path, monkeypatch):
+    """Epochs left out by early stopping do not shift the numbers of those that follow."""
+    settings = ["train.head_learning_rate=1e-8", "train.patience=1", "train.head_epochs=5"]
+    config = make_config(*settings, "train.epochs=4", "train.learning_rate=0.02")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    model, history = train(whole, config)
+    assert history["epoch"].tolist()[:3] == [0, 1, 5]
+    interrupt(resumed, monkeypatch, TrainingState, "save", call=3, before=False, config=config)
+    again, _ = train(resumed, config)
+    assert_same_run(resumed, whole, again, model)
+
+
+def test_finished_run_is_not_trained_again(reference, tmp_path, monkeypatch):
+    interrupt(tmp_path, monkeypatch, TrainingState, "save", call=5, before=False)
+    monkeypatch.setattr(fitting, "_fit_phase", lambda *_, **__: pytest.fail("trained again"))
+    _, history = train(tmp_path)
+    assert len(history) == 5
+
+
+def test_damaged_state_is_named(tmp_path):
+    (tmp_path / "training_state.npz").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(RunError, match=r"training_state\.npz: cannot be read.*another --output"):
+        train(tmp_path)
