@@ -37,8 +37,8 @@ demo: $(RUNTIME) ## train, evaluate, explain, export and predict, on drawn cells
 	{ set +x; } 2>/dev/null; \
 	echo; \
 	echo "Look at:"; \
-	for path in evaluation/test/metrics.json evaluation/test/confusion_matrix.png explanations \
-		saved_model/1 predictions.csv; do echo "  $$run/$$path"; done
+	for path in evaluation/test/metrics.json evaluation/test/confusion_matrix.png \
+		explanations/cells.png saved_model/1 predictions.csv; do echo "  $$run/$$path"; done
 
 test: $(DEV) ## run the whole suite, notebooks included
 	$(BIN)/python -m pytest $(ARGS)

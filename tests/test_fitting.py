@@ -171,25 +171,27 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(reference):
 
 
 def test_head_phase_leaves_the_backbone_as_it_was(tmp_path):
-    start = [np.asarray(weight) for weight in build().get_layer("conv").weights]
+    start = build()
     model, _ = train(tmp_path, make_config("train.epochs=0"))
-    for a, b in zip(start, model.get_layer("conv").weights, strict=True):
+    for name in ("conv", "norm"):
+        for a, b in zip(start.get_layer(name).weights, model.get_layer(name).weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(start.get_layer("logits").kernel, model.get_layer("logits").kernel)
+
+
+def test_fine_tuning_moves_the_backbone_and_its_statistics(reference):
+    start, (_, model, _) = build(), reference
+    for name in ("conv", "norm"):
+        for a, b in zip(start.get_layer(name).weights, model.get_layer(name).weights, strict=True):
+            assert not np.array_equal(a, b)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_the_rest_is_tuned(tmp_path):
+    config = make_config("train.head_epochs=0", "train.epochs=1", "train.freeze_batch_norm=true")
+    start, (model, _) = build(), train(tmp_path, config)
+    for a, b in zip(start.get_layer("norm").weights, model.get_layer("norm").weights, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(model.get_layer("logits").kernel, build().get_layer("logits").kernel)
-
-
-def test_fine_tuning_moves_the_backbone(reference):
-    _, model, _ = reference
-    assert not np.array_equal(model.get_layer("conv").kernel, build().get_layer("conv").kernel)
-
-
-@pytest.mark.parametrize(("freeze", "moves"), [("true", False), ("false", True)])
-def test_frozen_batch_norm_keeps_its_statistics(tmp_path, freeze, moves):
-    config = make_config("train.head_epochs=0", f"train.freeze_batch_norm={freeze}")
-    model, _ = train(tmp_path, config)
-    start = build().get_layer("norm").get_weights()
-    same = [np.array_equal(a, b) for a, b in zip(start, model.get_layer("norm").get_weights())]
-    assert same == [not moves] * 4
+    assert not np.array_equal(start.get_layer("conv").kernel, model.get_layer("conv").kernel)
 
 
 def test_kept_model_is_that_of_the_best_epoch(reference):
@@ -199,29 +201,10 @@ def test_kept_model_is_that_of_the_best_epoch(reference):
     folder, _, history = reference
     cells = make_cells(12, 1)
     kept = keras.models.load_model(folder / "model.keras", compile=False)
-    assert kept.optimizer is None
+    assert getattr(kept, "optimizer", None) is None
     logits = kept.predict(cells.cells.images.astype(np.float32), verbose=0)
     score = f1_score(cells.labels, logits.argmax(axis=1), average="macro")
     assert score == pytest.approx(history["val_macro_f1"].max(), abs=1e-6)
-
-
-def test_early_stopping_ends_the_phase(tmp_path):
-    # A rate too small to change an answer: the first epoch of a phase stays its best.
-    still = ["train.learning_rate=1e-8", "train.head_learning_rate=1e-8", "train.patience=1"]
-    _, history = train(tmp_path, make_config(*still, "train.head_epochs=4", "train.epochs=4"))
-    assert history["epoch"].tolist() == [0, 1, 4, 5]
-
-
-def test_two_runs_are_equal_to_the_bit(reference, tmp_path):
-    folder, model, _ = reference
-    again, _ = train(tmp_path)
-    assert_same_run(tmp_path, folder, again, model)
-
-
-def test_another_seed_is_another_run(reference, tmp_path):
-    _, _, history = reference
-    _, other = train(tmp_path, make_config("train.seed=1"))
-    assert other["loss"][0] != history["loss"][0]
 
 
 # Interrupted and resumed: every moment of the loop once
@@ -251,52 +234,44 @@ def interrupt(folder, monkeypatch, owner, name, *, call, before, config=CONFIG):
             train(folder, config)
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize(
-    ("owner", "name", "call"),
-    [
-        (fitting, "save_model", 1),  # before the first state: begins anew
-        (TrainingState, "save", 1),
-        (TrainingState, "save", 2),  # the last of the first phase
-        (TrainingState, "save", 4),
-        (TrainingState, "history_table", 3),  # state written, history.csv not
-        (EpochKeeper, "on_epoch_begin", 4),  # in an epoch of the second phase
-        (TrainingState, "save", 5),  # all is done
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_resumed_run_ends_as_the_uninterrupted_one(
-    reference, tmp_path, monkeypatch, owner, name, call, before
+# In turn, each in a new call on the same folder; the calls are counted from its start.
+MOMENTS = [
+    (fitting, "save_model", 1, True),  # nothing is written yet: begins anew
+    (fitting, "save_model", 1, False),  # a model, but no state: begins anew
+    (TrainingState, "save", 1, False),  # a state, but no history.csv
+    (TrainingState, "save", 1, True),  # in the last epoch of the head
+    (TrainingState, "save", 1, False),  # between the phases
+    (EpochKeeper, "on_epoch_begin", 2, False),  # in the second epoch of fine-tuning
+    (fitting, "write_history", 1, True),  # the state is ahead of history.csv
+    (TrainingState, "save", 1, False),  # all is trained, history.csv is not whole
+]
+
+
+def test_run_killed_at_every_moment_ends_as_the_uninterrupted_one(
+    reference, tmp_path, monkeypatch
 ):
-    interrupt(tmp_path, monkeypatch, owner, name, call=call, before=before)
+    rows = []
+    for owner, name, call, before in MOMENTS:
+        interrupt(tmp_path, monkeypatch, owner, name, call=call, before=before)
+        rows.append(len(TrainingState(tmp_path / "training_state.npz").history))
+    assert rows == [0, 0, 1, 1, 2, 3, 4, 5]
     model, _ = train(tmp_path)
     assert_same_run(tmp_path, reference[0], model, reference[1])
 
 
-def test_run_interrupted_many_times(reference, tmp_path, monkeypatch):
-    for _ in range(4):
-        interrupt(tmp_path, monkeypatch, TrainingState, "save", call=2, before=True)
-    model, _ = train(tmp_path)
-    assert_same_run(tmp_path, reference[0], model, reference[1])
-
-
-def test_resumed_after_the_head_stopped_early(tmp_path, monkeypatch):
-    """Epochs left out by early stopping do not shift the numbers of those that follow."""
+def test_early_stopping_ends_a_phase_and_a_resumed_run_keeps_the_epochs_numbers(
+    tmp_path, monkeypatch
+):
+    # A rate too small to change an answer: the first epoch of the head stays its best.
     settings = ["train.head_learning_rate=1e-8", "train.patience=1", "train.head_epochs=5"]
-    config = make_config(*settings, "train.epochs=4", "train.learning_rate=0.02")
+    config = make_config(*settings, "train.epochs=3", "train.learning_rate=0.02")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     model, history = train(whole, config)
-    assert history["epoch"].tolist()[:3] == [0, 1, 5]
+    assert history["epoch"].tolist()[:4] == [0, 1, 5, 6]
+    # After epoch 5 there are fewer rows than epochs.
     interrupt(resumed, monkeypatch, TrainingState, "save", call=3, before=False, config=config)
     again, _ = train(resumed, config)
     assert_same_run(resumed, whole, again, model)
-
-
-def test_finished_run_is_not_trained_again(reference, tmp_path, monkeypatch):
-    interrupt(tmp_path, monkeypatch, TrainingState, "save", call=5, before=False)
-    monkeypatch.setattr(fitting, "_fit_phase", lambda *_, **__: pytest.fail("trained again"))
-    _, history = train(tmp_path)
-    assert len(history) == 5
 
 
 def test_damaged_state_is_named(tmp_path):

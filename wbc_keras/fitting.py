@@ -86,14 +86,21 @@ def fit(
         )
         steps = count_steps(len(train.cells), config.train.batch_size)
         _compile(model, phase, config=config, steps=steps, jit_compile=jit_compile)
-        done = state.restore(model, phase.name)
+        state.restore(model, phase.name)
         stopped = should_stop(state.history, phase=phase.name, patience=config.train.patience)
-        if done + 1 >= phase.epochs.stop or stopped:
+        if state.last_epoch + 1 >= phase.epochs.stop or stopped:
             continue
         _fit_phase(
             model, phase, train=train, validation=validation, config=config, folder=folder, state=state
         )
+    # A kill may have come between the last state and this file.
+    write_history(folder, state)
     return state.history_table()
+
+
+def write_history(folder: Path, state: TrainingState) -> None:
+    """Write ``history.csv`` of the epochs done, whole or not at all."""
+    runs.write_text(folder / "history.csv", state.history_table().to_csv(index=False))
 
 
 def should_stop(history: list[dict[str, Any]], *, phase: str, patience: int) -> bool:
@@ -115,22 +122,20 @@ class TrainingState:
         """Add the epoch's history row and write weights, optimizer and seeds with it."""
         self.history.append(row)
         arrays = {f"v{i}": _to_numpy(v) for i, v in enumerate(_state_variables(model))}
-        about = json.dumps({"phase": row["phase"], "history": self.history})
+        about = json.dumps({"history": self.history})
         with runs.replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, about=np.array(about), **arrays)
 
-    def restore(self, model: keras.Model, phase: str) -> int:
-        """Load the state if it is of this phase or a later one; return the last epoch done or -1.
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch done, or -1. Early stopping leaves gaps: not the number of rows."""
+        return int(self.history[-1]["epoch"]) if self.history else -1
 
-        Of a later phase nothing is loaded here: the optimizer's variables differ by phase.
-        """
-        if not self.history:
-            return -1
-        about, arrays = self._read()
-        if about["phase"] == phase:
-            for variable, array in zip(_state_variables(model), arrays, strict=True):
+    def restore(self, model: keras.Model, phase: str) -> None:
+        """Load the state if it is of this phase: the optimizer's variables differ by phase."""
+        if self.history and self.history[-1]["phase"] == phase:
+            for variable, array in zip(_state_variables(model), self._read()[1], strict=True):
                 variable.assign(array)
-        return int(about["history"][-1]["epoch"])
 
     def history_table(self) -> pd.DataFrame:
         """Return the history as it stands in ``history.csv``."""
@@ -138,7 +143,8 @@ class TrainingState:
 
     def _read(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         try:
-            with np.load(self.path) as file:
+            # Opened here: NumPy leaves a file that it cannot read open.
+            with self.path.open("rb") as stream, np.load(stream) as file:
                 about = json.loads(str(file["about"]))
                 return about, [file[f"v{i}"] for i in range(len(file.files) - 1)]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -172,9 +178,7 @@ class EpochKeeper(keras.callbacks.Callback):
         if row[_MONITOR] > best:
             save_model(self.model, self.folder / "model.keras")
         self.state.save(self.model, {name: row[name] for name in _HISTORY})
-        runs.write_text(
-            self.folder / "history.csv", self.state.history_table().to_csv(index=False)
-        )
+        write_history(self.folder, self.state)
         if should_stop(self.state.history, phase=self.phase, patience=self.patience):
             logger.info("no better %s for %d epochs: stopping", _MONITOR, self.patience)
             self.model.stop_training = True
@@ -224,7 +228,7 @@ def _fit_phase(
     state: TrainingState,
 ) -> None:
     settings = config.train
-    first = max(phase.epochs.start, len(state.history))
+    first = max(phase.epochs.start, state.last_epoch + 1)
     batches = make_training_batches(
         train.cells,
         train.labels,

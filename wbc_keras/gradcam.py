@@ -17,7 +17,8 @@ from tf_keras_vis.utils.scores import CategoricalScore
 
 METHODS = {"gradcam": Gradcam, "gradcam++": GradcamPlusPlus, "scorecam": Scorecam}
 FEATURES = "features"
-_BATCH = 32
+# Pictures at a time. Score-CAM holds a masked copy of each picture for every channel.
+_BATCH = {"gradcam": 32, "gradcam++": 32, "scorecam": 1}
 
 
 def make_heatmaps(
@@ -34,17 +35,18 @@ def make_heatmaps(
     Returns:
         float32 ``(n, height, width)`` in [0, 1], each picture's largest value 1 (or all 0).
     """
-    visualizer = METHODS[method](model, clone=False)
-    images = np.asarray(images, np.float32)
+    # tf-keras-vis calls a model with a list of inputs.
+    visualizer = METHODS[method](keras.Model(model.inputs, model.outputs), clone=False)
+    images, size = np.asarray(images, np.float32), _BATCH[method]
     parts = [
         visualizer(
-            CategoricalScore([int(index) for index in classes[start : start + _BATCH]]),
-            images[start : start + _BATCH],
+            CategoricalScore([int(index) for index in classes[start : start + size]]),
+            images[start : start + size],
             penultimate_layer=FEATURES,
             seek_penultimate_conv_layer=False,
             normalize_cam=False,
         )
-        for start in range(0, len(images), _BATCH)
+        for start in range(0, len(images), size)
     ]
     return _normalise(np.concatenate(parts).astype(np.float32))
 

@@ -30,7 +30,7 @@ _LEAST_CYTOPLASM = 0.08  # around every nucleus, however pale, in longer sides o
 _LOBE_REACH = 1.3  # how far other lobes are looked for, in longer sides of the first
 _LOBE_SHARE = 0.6  # a cell whose parts fill more than this is several cells, not one with lobes
 _ENOUGH_RED_CELLS = 600  # thumbnail pixels
-_WEAKEST_CONTRAST = 20.0
+_WEAKEST_CONTRAST = 8.0  # of its stain, to the whole picture's
 _LEAST_PURPLE = 0.3  # of the green that a nucleus takes, this share more than of the blue
 _BLACK = 190.0  # takes more green than any red cell, whatever its tint
 _SMALLEST_NUCLEUS = 30  # thumbnail pixels
@@ -138,7 +138,7 @@ def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Ro
     nucleus = _spread(nucleus * mask, _grow(mask, 3)) * mask
     cut = tf.maximum(cut, _red_cell_level(stain, cut, cell, nucleus))
     cell = _cell_around(nucleus, stain, cut, near=_around(nucleus, sizes, _REACH))
-    found = _is_nucleus(nucleus, classes, green=green, blue=blue)
+    found = _is_nucleus(nucleus, stain, green=green, blue=blue)
     boxes = _square_boxes(nucleus, cell, sizes, margin)
     masks = _soften(nucleus, stain, classes) * tf.cast(found, tf.float32)
     return Roi(
@@ -344,15 +344,14 @@ def _mean(planes: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def _is_nucleus(
-    nucleus: tf.Tensor, classes: _Classes, *, green: tf.Tensor, blue: tf.Tensor
+    nucleus: tf.Tensor, stain: tf.Tensor, *, green: tf.Tensor, blue: tf.Tensor
 ) -> tf.Tensor:
     """Tell nuclei from red cells, which are not purple, and from an uneven blank field."""
+    contrast = _mean(stain, nucleus) - _mean(stain, tf.ones_like(stain))
     green, blue = _mean(green, nucleus), _mean(blue, nucleus)
-    return (
-        (_area(nucleus) >= _SMALLEST_NUCLEUS)
-        & (classes.dark - classes.pale > _WEAKEST_CONTRAST)
-        & ((green - blue > _LEAST_PURPLE * green) | (green > _BLACK))
-    )
+    purple = green - blue > _LEAST_PURPLE * green
+    large = _area(nucleus) >= _SMALLEST_NUCLEUS
+    return large & (contrast > _WEAKEST_CONTRAST) & (purple | (green > _BLACK))
 
 
 def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
@@ -377,8 +376,8 @@ def _square_boxes(
     """Box the cell with the margin, square it and shift it into the picture."""
     size = tf.cast(sizes, tf.float32)
     side = _longer_side(nucleus, sizes)
-    start, stop = (edge * size / THUMBNAIL_SIZE for edge in _extent(nucleus))
-    cell_start, cell_stop = (edge * size / THUMBNAIL_SIZE for edge in _extent(cell))
+    start, stop = (edge * _pixel(sizes) for edge in _extent(nucleus))
+    cell_start, cell_stop = (edge * _pixel(sizes) for edge in _extent(cell))
     start = tf.minimum(cell_start, start - _LEAST_CYTOPLASM * side) - margin * side
     stop = tf.maximum(cell_stop, stop + _LEAST_CYTOPLASM * side) + margin * side
     start, stop = tf.maximum(start, 0.0), tf.minimum(stop, size)
@@ -390,7 +389,7 @@ def _square_boxes(
 
 def _around(nucleus: tf.Tensor, sizes: tf.Tensor, share: float) -> tf.Tensor:
     """Return planes of 1 as far from the nucleus's box as ``share`` of its longer side."""
-    reach = share * _longer_side(nucleus, sizes) * THUMBNAIL_SIZE / tf.cast(sizes, tf.float32)
+    reach = share * _longer_side(nucleus, sizes) / _pixel(sizes)
     start, stop = _extent(nucleus)
     pixel = tf.range(THUMBNAIL_SIZE, dtype=tf.float32)[:, tf.newaxis, tf.newaxis]
     inside = (pixel >= start - reach) & (pixel < stop + reach)
@@ -401,8 +400,13 @@ def _around(nucleus: tf.Tensor, sizes: tf.Tensor, share: float) -> tf.Tensor:
 def _longer_side(nucleus: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
     """Return the longer side of the nucleus's box in pixels of the picture, ``(b, 1)``."""
     start, stop = _extent(nucleus)
-    sides = (stop - start) * tf.cast(sizes, tf.float32) / THUMBNAIL_SIZE
-    return tf.reduce_max(sides, axis=1, keepdims=True)
+    return tf.reduce_max((stop - start) * _pixel(sizes), axis=1, keepdims=True)
+
+
+def _pixel(sizes: tf.Tensor) -> tf.Tensor:
+    """Return a thumbnail pixel's height and width in pixels of the picture, ``(b, 2)``."""
+    # Multiplied: a graph turns division by a constant into this, an eager call does not.
+    return tf.cast(sizes, tf.float32) * (1.0 / THUMBNAIL_SIZE)
 
 
 def _extent(planes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

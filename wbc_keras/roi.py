@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wbc_keras.commands import make_parser, run_action
 from wbc_keras.errors import DataError
@@ -114,21 +114,23 @@ def write_boxes(
     import pandas as pd
 
     from wbc_keras.config import RoiConfig
-    from wbc_keras.images import require_readable
     from wbc_keras.manifest import read_manifest
 
     manifest = read_manifest(data, labelled=False)
     _check_outputs(manifest, data, output=output, masks=masks, preview=preview)
+    # TensorFlow is loaded only when the request itself is sound.
+    from wbc_keras.images import require_readable
+
     require_readable(manifest.paths())
     located = _locate_all(manifest, roi or RoiConfig())
     if masks is not None:
         located = _write_masks(located, Path(masks))
     shown = _spread_evenly(len(manifest.table), _PREVIEW_CELLS) if preview is not None else ()
     rows, tiles = [], []
-    for index, cell in enumerate(located):
+    for index, (cell, label) in enumerate(zip(located, manifest.table["label"], strict=True)):
         rows.append((cell.file, *(float(edge) for edge in cell.box), cell.found))
         if index in shown:
-            tiles.append(_draw_tile(cell, caption=manifest.table["label"][index] or cell.file))
+            tiles.append(_draw_tile(cell, caption=label or cell.file))
     _write_table(Path(output), rows)
     if preview is not None:
         _write_sheet(Path(preview), tiles)
@@ -234,7 +236,7 @@ def _write_picture(path: Path, image: np.ndarray) -> None:
         temporary.write_bytes(encoded.tobytes())
 
 
-def _write_table(path: Path, rows: Sequence[tuple[str, float, float, float, float, bool]]) -> None:
+def _write_table(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
     from wbc_keras.runs import replacing
 
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:

@@ -83,23 +83,24 @@ class _Kind:
 
 # Shapes: contours, float64 (points, 2), micrometres, x and y about the cell's centre. ----------
 
+_ANGLES = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
+_WAVES = np.arange(2, 7)[:, None]  # bumps around an outline
+
 
 def _blob(
     rng: np.random.Generator, radius: float, *, stretch: float = 1.0, wobble: float = 0.04
 ) -> np.ndarray:
     """Return an uneven ellipse of about the area of a circle of ``radius``."""
-    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    waves = np.arange(2, 7)
-    heights = rng.normal(0, wobble, len(waves)) * 2 / waves
-    phases = rng.uniform(0, 2 * np.pi, len(waves))
-    radii = radius * (1 + heights @ np.cos(waves[:, None] * angles + phases[:, None]))
-    x = radii * np.cos(angles) * np.sqrt(stretch)
-    y = radii * np.sin(angles) / np.sqrt(stretch)
-    return _turn(np.stack([x, y], axis=1), rng.uniform(0, 2 * np.pi))
+    heights = rng.normal(0, wobble, len(_WAVES)) * 2 / _WAVES[:, 0]
+    phases = rng.uniform(0, 2 * np.pi, (len(_WAVES), 1))
+    radii = radius * (1 + heights @ np.cos(_WAVES * _ANGLES + phases))
+    axes = np.array([math.sqrt(stretch), 1 / math.sqrt(stretch)])
+    return _turn(radii[:, None] * _CIRCLE * axes, rng.uniform(0, 2 * np.pi))
 
 
 def _turn(points: np.ndarray, angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = math.cos(angle), math.sin(angle)
     turned: np.ndarray = points @ np.array([[cos, sin], [-sin, cos]])
     return turned
 
@@ -126,8 +127,7 @@ def _bow(rng: np.random.Generator, *, length: float, width: float, bend: float) 
 
 
 def _disc(centre: np.ndarray, radius: float) -> np.ndarray:
-    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
-    return centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return centre + radius * _CIRCLE
 
 
 def _lobes(rng: np.random.Generator, count: int, *, area: float, bend: float) -> list[np.ndarray]:
