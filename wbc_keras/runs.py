@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -64,6 +64,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove the temporary files of `replacing` that a kill left in ``folder`` for these names."""
+    for name in names:
+        for path in folder.glob(f".{name}.????????{''.join(Path(name).suffixes[-2:])}"):
+            path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FILES = ("config.yaml", "environment.json", "classes.json", "splits.csv", "bad_images.txt")
+_FILES += ("model.keras", "training_state.npz", "history.csv")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
@@ -89,6 +92,8 @@ def train(
         logger.info("%s: is finished already, nothing to resume", folder)
         return folder
     if resume:
+        if not dry_run:
+            runs.remove_leftovers(folder, _FILES)
         _require_same_config(folder, config)
     else:
         runs.require_empty(folder)
@@ -174,6 +179,7 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
 
     from wbc_keras.classifier import build_classifier
     from wbc_keras.fitting import fit
+    from wbc_keras.losses import build_loss
 
     device, precision, jit_compile = choose_device(config.train)
     keras.utils.set_random_seed(config.train.seed)
@@ -183,6 +189,8 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
             config.model, num_classes=len(plan.class_names), image_size=config.data.image_size
         )
         _print_banner(config, plan, model=model, device=device, folder=folder)
+        # Now, before the folder is written: loss.alpha may not fit the classes.
+        build_loss(config.loss, len(plan.class_names))
         if dry_run:
             return folder
         _write_plan(config, plan, folder)
@@ -246,7 +254,9 @@ def _is_finished(folder: Path) -> bool:
 def _require_same_config(folder: Path, config: Config) -> None:
     path = folder / "config.yaml"
     if not path.exists():
-        runs.require_empty(folder)
+        # Killed before its first file, or never started: begun now.
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{path}: is missing, so there is no run to go on with; check --output")
         return
     if load_config(path) != config:
         raise RunError(
