@@ -144,7 +144,9 @@ def test_rotation_turns_by_its_degrees(uniform, degrees):
     # A spot right of the centre travels along a circle; rotations are counter-clockwise.
     rows, columns = np.mgrid[:65, :65]
     spot = 255.0 * np.exp(-((rows - 32) ** 2 + (columns - 52) ** 2) / 8)
-    out = apply(np.repeat(spot[None, ..., None], 3, axis=-1), uniforms(rotation=uniform), rotation=30)
+    out = apply(
+        np.repeat(spot[None, ..., None], 3, axis=-1), uniforms(rotation=uniform), rotation=30
+    )
     mass = out[0, ..., 0]
     y, x = (mass * rows).sum() / mass.sum() - 32, (mass * columns).sum() / mass.sum() - 32
     assert np.hypot(y, x) == pytest.approx(20, abs=0.1)
@@ -174,9 +176,7 @@ def chroma(image):
     v, u = 0.877 * (r - luma), 0.492 * (b - luma)
     # I and Q are V and U turned by 33 degrees.
     turn = np.radians(33)
-    return luma, (v * np.cos(turn) - u * np.sin(turn)) + 1j * (
-        v * np.sin(turn) + u * np.cos(turn)
-    )
+    return luma, (v * np.cos(turn) - u * np.sin(turn)) + 1j * (v * np.sin(turn) + u * np.cos(turn))
 
 
 @pytest.mark.parametrize(("uniform", "degrees"), [(0.0, -20), (0.75, 10)])
@@ -185,9 +185,7 @@ def test_hue_turns_the_chroma_and_keeps_the_luma(mild, uniform, degrees):
     luma_after, after = chroma(apply(mild, uniforms(hue=uniform), hue=20))
     np.testing.assert_allclose(luma_after, luma, atol=0.3)
     coloured = np.abs(before) > 10
-    np.testing.assert_allclose(
-        np.degrees(np.angle(after / before))[coloured], degrees, atol=0.5
-    )
+    np.testing.assert_allclose(np.degrees(np.angle(after / before))[coloured], degrees, atol=0.5)
     np.testing.assert_allclose(np.abs(after / before)[coloured], 1, atol=0.02)
 
 

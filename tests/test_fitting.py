@@ -247,9 +247,7 @@ MOMENTS = [
 ]
 
 
-def test_run_killed_at_every_moment_ends_as_the_uninterrupted_one(
-    reference, tmp_path, monkeypatch
-):
+def test_run_killed_at_every_moment_ends_as_the_uninterrupted_one(reference, tmp_path, monkeypatch):
     rows = []
     for owner, name, call, before in MOMENTS:
         interrupt(tmp_path, monkeypatch, owner, name, call=call, before=before)

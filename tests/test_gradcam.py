@@ -41,9 +41,7 @@ def weighted(model, images, weights_of_class):
     """Return ``max(0, sum_k w_kc A_k)`` for each picture's class c."""
     kernel = weights_of_class(np.asarray(model.get_layer("logits").kernel))
     maps = feature_maps(model, images)
-    return np.stack(
-        [np.maximum(maps[i] @ kernel[:, label], 0) for i, label in enumerate(CLASS_OF)]
-    )
+    return np.stack([np.maximum(maps[i] @ kernel[:, label], 0) for i, label in enumerate(CLASS_OF)])
 
 
 def enlarge(maps):
@@ -73,9 +71,7 @@ def test_gradcam_is_the_weighted_sum_of_the_feature_maps(images, stride):
 def test_gradcam_plus_plus_takes_the_positive_weights(images):
     """Constant gradients make every alpha equal, and leave relu(w) as the weights."""
     model = build(4)
-    expected = peak_of_one(
-        enlarge(weighted(model, images, lambda kernel: np.maximum(kernel, 0)))
-    )
+    expected = peak_of_one(enlarge(weighted(model, images, lambda kernel: np.maximum(kernel, 0))))
     out = make_heatmaps(model, images, CLASS_OF, method="gradcam++")
     np.testing.assert_allclose(out, expected, atol=1e-3)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -289,7 +288,7 @@ class TrainProcess:
         """Send SIGKILL as soon as ``seen`` says so."""
         while not seen():
             assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.0005)
+            time.sleep(0.003)
         self.process.kill()
         assert self.process.wait() == -9
 
@@ -317,7 +316,7 @@ def test_run_killed_three_times_ends_bit_identical(
     assert state.exists()
 
     with run() as process:
-        process.kill_when(lambda: re.search(r"Epoch 3/3.* [2-6]/", log.read_text(), re.DOTALL))
+        process.kill_when(lambda: re.search(r"Epoch 3/3.*[2-6]/8", log.read_text(), re.DOTALL))
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
     with run() as process:
@@ -326,7 +325,9 @@ def test_run_killed_three_times_ends_bit_identical(
     histories = (pd.read_csv(path / "history.csv") for path in (folder, trained_run))
     resumed, whole = (history.drop(columns="seconds") for history in histories)
     pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
-    models = (keras.models.load_model(p / "model.keras", compile=False) for p in (folder, trained_run))
+    models = (
+        keras.models.load_model(p / "model.keras", compile=False) for p in (folder, trained_run)
+    )
     for a, b in zip(*(model.weights for model in models), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -340,4 +341,3 @@ def test_leftovers_of_a_kill_before_the_first_file_do_not_stop_the_run(
     arguments = ["--config", str(config), "--data", str(cells), "--output", str(folder)]
     assert main([*arguments, "--resume"]) == 0
     assert not any(folder.iterdir())
-    shutil.rmtree(folder)

@@ -119,8 +119,8 @@ class CellAugmentation(keras.layers.Layer):
         return ops.clip(moved + brightness[:, None, None, None], 0.0, 255.0)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("flip", "quarter_turns", "rotation", "shift", "zoom")
-        names += ("brightness", "contrast", "hue", "saturation")
+        names = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
+        names += ["brightness", "contrast", "hue", "saturation"]
         return super().get_config() | {name: getattr(self, name) for name in names}
 
     def compute_output_shape(self, images_shape: Any, uniforms_shape: Any = None) -> Any:

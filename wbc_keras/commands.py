@@ -16,11 +16,10 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m wbc_keras.{module}", description=description)
 
 
-def run_action(
-    action: Callable[[argparse.Namespace], None], arguments: argparse.Namespace
-) -> int:
-    """Call ``action(arguments)`` and return the exit code: 0 done, 2 the user's mistake (one line on stderr).
+def run_action(action: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Call ``action(arguments)`` and return the exit code: 0 done, 2 the user's mistake.
 
+    A mistake is told in one line on stderr.
     Any other exception is a bug of ours and is left to Python: traceback, exit code 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -188,7 +189,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check --config") from error
     except ConfigError as error:
@@ -210,7 +211,8 @@ def _apply_override(values: dict[str, Any], override: str, faults: list[str]) ->
         return
     *parents, last = key.strip().split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        values[parent] = {} if values.get(parent) is None else values[parent]
+        values = values[parent]
         if not isinstance(values, dict):
             faults.append(f"--set {key}: {parent} is a value, not a section")
             return
@@ -222,13 +224,15 @@ def _apply_override(values: dict[str, Any], override: str, faults: list[str]) ->
 
 def _build(cls: type[T], values: Any, prefix: str, faults: list[str]) -> T:
     """Build the dataclass ``cls`` from a mapping; faults are collected, defaults stand in."""
+    # A section whose lines are all commented out.
+    values = {} if values is None else values
     if not isinstance(values, dict):
         faults.append(f"{prefix.rstrip('.')}: expected a section of settings. Received: {values!r}")
         return cls()
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     faults += [_unknown(key, prefix, fields) for key in values if key not in fields]
-    given = {}
+    given: dict[str, Any] = {}
     for key in (name for name in fields if name in values):
         hint, where = hints[key], prefix + key
         if dataclasses.is_dataclass(hint):
@@ -306,9 +310,10 @@ def _in_range(value: Any, item: dataclasses.Field[Any]) -> Any:
     low, high = item.metadata.get("low"), item.metadata.get("high")
     numbers = value if isinstance(value, tuple) else () if value is None else (value,)
     for number in numbers:
-        # `not (a <= b)` also refuses NaN.
-        too_low = low is not None and not number >= low
-        too_high = high is not None and not number <= high
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError("a finite number")
+        too_low = low is not None and number < low
+        too_high = high is not None and number > high
         if too_low or too_high:
             upper = f" and at most {high:g}" if high is not None else ""
             raise ValueError(f"at least {low:g}{upper}")

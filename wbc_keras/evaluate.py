@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from wbc_keras import runs
 from wbc_keras.commands import make_parser, run_action
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
     from wbc_keras.metrics import Evaluation
     from wbc_keras.pipeline import Cells
@@ -127,7 +128,7 @@ def _write(
 
     rows = selection.manifest.table
     table = prediction_table(
-        rows["file"], rows["label"], probabilities, run.class_names, cells.boxes
+        list(rows["file"]), list(rows["label"]), probabilities, run.class_names, cells.boxes
     )
     write_predictions(folder / "predictions.csv", table)
     runs.write_text(folder / "per_class.csv", per_class_table(evaluation).to_csv(index=False))
@@ -141,7 +142,7 @@ def _write(
         "reliability": plots.plot_reliability(bin_reliability(truth, probabilities)),
     }
     for name, axes in drawn.items():
-        plots.save_figure(axes.figure, folder / f"{name}.png")
+        plots.save_figure(cast("Figure", axes.figure), folder / f"{name}.png")
 
 
 def _print_summary(evaluation: Evaluation) -> None:

@@ -98,9 +98,7 @@ def explain(
     return folder
 
 
-def choose_samples(
-    labels: Sequence[int], probabilities: np.ndarray, *, samples: int
-) -> np.ndarray:
+def choose_samples(labels: Sequence[int], probabilities: np.ndarray, *, samples: int) -> np.ndarray:
     """Choose cells to look at: the classes in turn, in each a wrong answer and a right one in turn.
 
     Of the right ones the surest come first, of the wrong ones the surest too: they are the worst.

@@ -55,6 +55,8 @@ def next_version(folder: Path) -> int:
     """Return one more than the highest version in a model folder, 1 if there is none."""
     if not folder.exists():
         return 1
+    if not folder.is_dir():
+        raise RunError(f"{folder}: is a file; --output names a folder")
     # What begins with a dot is an export that was killed, or the system's own.
     names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     others = sorted(name for name in names if not name.isdigit())

@@ -81,9 +81,7 @@ def fit(
     """
     state = TrainingState(folder / "training_state.npz")
     for phase in plan_phases(config.train):
-        set_trainable(
-            model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm
-        )
+        set_trainable(model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm)
         steps = count_steps(len(train.cells), config.train.batch_size)
         _compile(model, phase, config=config, steps=steps, jit_compile=jit_compile)
         state.restore(model, phase.name)
@@ -91,7 +89,13 @@ def fit(
         if state.last_epoch + 1 >= phase.epochs.stop or stopped:
             continue
         _fit_phase(
-            model, phase, train=train, validation=validation, config=config, folder=folder, state=state
+            model,
+            phase,
+            train=train,
+            validation=validation,
+            config=config,
+            folder=folder,
+            state=state,
         )
     # A kill may have come between the last state and this file.
     write_history(folder, state)
@@ -104,7 +108,7 @@ def write_history(folder: Path, state: TrainingState) -> None:
 
 
 def should_stop(history: list[dict[str, Any]], *, phase: str, patience: int) -> bool:
-    """Tell whether the phase's last ``patience`` epochs all failed to better validation macro F1."""
+    """Tell whether none of the phase's last ``patience`` epochs bettered validation macro F1."""
     scores = [row[_MONITOR] for row in history if row["phase"] == phase]
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
@@ -121,7 +125,9 @@ class TrainingState:
     def save(self, model: keras.Model, row: dict[str, Any]) -> None:
         """Add the epoch's history row and write weights, optimizer and seeds with it."""
         self.history.append(row)
-        arrays = {f"v{i}": _to_numpy(v) for i, v in enumerate(_state_variables(model))}
+        arrays: dict[str, Any] = {
+            f"v{i}": _to_numpy(v) for i, v in enumerate(_state_variables(model))
+        }
         about = json.dumps({"history": self.history})
         with runs.replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, about=np.array(about), **arrays)
@@ -170,7 +176,7 @@ class EpochKeeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
-        row = {"epoch": epoch, "phase": self.phase, **figures}
+        row: dict[str, Any] = {"epoch": epoch, "phase": self.phase, **figures}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(time.monotonic() - self.started, 2)
         best = max((old[_MONITOR] for old in self.state.history), default=-1.0)
@@ -212,9 +218,7 @@ def _compile(
     classes = model.output_shape[-1]
     metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(classes)]
     loss = build_loss(config.loss, num_classes=classes)
-    model.compile(
-        optimizer, loss, metrics=metrics, jit_compile=jit_compile, auto_scale_loss=False
-    )
+    model.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile, auto_scale_loss=False)
 
 
 def _fit_phase(

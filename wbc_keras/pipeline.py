@@ -54,9 +54,7 @@ def iter_cells(
             yield crop_cells(images, roi=roi, image_size=image_size, pool=pool)
 
 
-def load_cells(
-    paths: Sequence[Path], *, roi: RoiConfig, image_size: tuple[int, int]
-) -> Cells:
+def load_cells(paths: Sequence[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Cells:
     """Read pictures into one `Cells`, in the order of ``paths``."""
     images = np.empty((len(paths), *image_size, 3), np.uint8)
     boxes = np.empty((len(paths), 4), np.float32)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("predict", "Classify pictures of single cells and write a table.")
     parser.add_argument("--model", required=True, help="run folder or SavedModel")
-    parser.add_argument("--data", required=True, nargs="+", help="folder, manifest or picture files")
+    parser.add_argument("--data", required=True, nargs="+", help="any source, or picture files")
     parser.add_argument("--output", required=True, help="the table to write, a .csv")
     return run_action(_action, parser.parse_args(argv))
 
@@ -57,14 +57,14 @@ def predict(
     manifest = read_manifest(data, labelled=False)
     from wbc_keras.images import require_readable
 
-    require_readable(manifest.paths())
     from wbc_keras.predictor import Predictor
 
     predictor = Predictor.load(model)
+    require_readable(manifest.paths())
     probabilities, boxes = _predict_all(predictor, manifest.paths())
     rows = manifest.table
     table = prediction_table(
-        rows["file"], rows["label"], probabilities, predictor.class_names, boxes
+        list(rows["file"]), list(rows["label"]), probabilities, predictor.class_names, boxes
     )
     if output is not None:
         write_predictions(output, table)

@@ -35,9 +35,11 @@ class Predictions:
 class Predictor:
     """A loaded model; ``class_names`` are the columns of its probabilities."""
 
-    def __init__(self, serve: Any, class_names: Sequence[str]) -> None:
+    def __init__(self, serve: Any, class_names: Sequence[str], *, owner: Any = None) -> None:
         self._serve = serve
         self.class_names = tuple(class_names)
+        # A loaded signature does not keep its model alive by itself.
+        self._owner = owner
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
@@ -47,16 +49,17 @@ class Predictor:
             RunError: ``path`` is none of these, or lacks its class names.
         """
         path = Path(path)
+        if not path.is_dir():
+            raise RunError(
+                f"{path}: no such run folder or SavedModel; give what train or export wrote"
+            )
         saved_model = _find_saved_model(path)
         if saved_model is None:
             run = runs.open_run(path)
             return cls(load_classifier(run).serve, run.class_names)
         names = _read_class_names(saved_model)
         loaded = tf.saved_model.load(str(saved_model))
-        predictor = cls(loaded.signatures["serving_default"], names)
-        # The signature's function does not keep its model alive by itself.
-        predictor._loaded = loaded
-        return predictor
+        return cls(loaded.signatures["serving_default"], names, owner=loaded)
 
     def predict(self, image_bytes: Sequence[bytes]) -> Predictions:
         """Classify encoded JPEGs or PNGs, of any sizes, as one batch."""

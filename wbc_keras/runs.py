@@ -1,7 +1,7 @@
 """What a run folder holds, and how its files are written: whole or not at all.
 
-    config.yaml  environment.json  classes.json  splits.csv  history.csv  model.keras
-    evaluation/<split or data name>/  explanations/  saved_model/<version>/
+- ``config.yaml environment.json classes.json splits.csv history.csv model.keras``
+- ``evaluation/<split or data name>/ explanations/ saved_model/<version>/``
 """
 
 from __future__ import annotations
@@ -60,7 +60,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         if folder.exists():
             os.replace(folder, older)
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            if older.exists():
+                os.replace(older, folder)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
@@ -92,7 +97,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """Return versions and machine, as kept in environment.json."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -162,5 +167,17 @@ def open_run(folder: str | Path) -> Run:
                 f"{folder}: holds no {name}, so it is not a finished run; "
                 "train first: python -m wbc_keras.train --config FILE"
             )
-    classes = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-    return Run(folder, load_config(folder / "config.yaml"), tuple(classes["classes"]))
+    return Run(folder, load_config(folder / "config.yaml"), _read_class_names(folder))
+
+
+def _read_class_names(folder: Path) -> tuple[str, ...]:
+    path = folder / "classes.json"
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RunError(
+            f"{path}: holds no list of class names, so it is not a finished run; train it again"
+        )
+    return tuple(names)

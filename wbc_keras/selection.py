@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from wbc_keras.labels import shared_names
 from wbc_keras.manifest import Manifest, read_manifest
 from wbc_keras.runs import Run
 from wbc_keras.splits import read_splits
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -116,6 +119,9 @@ def _share_labels(run: Run, name: str, manifest: Manifest) -> Selection:
             f"{manifest.root}: shares no label with the model. Its labels: "
             f"{', '.join(manifest.class_names())}; the model's: {', '.join(run.class_names)}"
         )
+    if left_out:
+        counts = ", ".join(f"{label} ({count})" for label, count in left_out.items())
+        logger.warning("%s: left out, as the model has no such class: %s", manifest.root, counts)
     shared = manifest.select(labels.isin(list(mapping)).to_numpy())
     table = shared.table.assign(label=shared.table["label"].map(mapping))
     return Selection(name, dataclasses.replace(shared, table=table), dict(left_out))

@@ -16,6 +16,7 @@ from wbc_keras.config import Config, TrainConfig, dump_config, load_config
 from wbc_keras.errors import ConfigError, DataError, RunError
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
     import pandas as pd
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FILES = ("config.yaml", "environment.json", "classes.json", "splits.csv", "bad_images.txt")
-_FILES += ("model.keras", "training_state.npz", "history.csv")
+_FILES = ["config.yaml", "environment.json", "classes.json", "splits.csv", "bad_images.txt"]
+_FILES += ["model.keras", "training_state.npz", "history.csv"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +135,7 @@ def plan_data(config: Config) -> DataPlan:
     from wbc_keras.splits import make_splits
 
     settings, split = config.data, config.split
+    assert settings.source is not None  # `train` has seen to it
     manifest = read_manifest(
         settings.source, label_column=settings.label_column, synthetic=settings.synthetic
     )
@@ -290,14 +292,14 @@ def _write_plan(config: Config, plan: DataPlan, folder: Path) -> None:
     runs.write_json(
         folder / "classes.json", {"classes": list(plan.class_names), "abnormal": abnormal}
     )
-    write_splits(folder / "splits.csv", plan.manifest.table, plan.assignment)
+    write_splits(folder / "splits.csv", plan.manifest.table, list(plan.assignment))
     if plan.bad:
         rows = "".join(f"{image}\n" for image in plan.bad)
         runs.write_text(folder / "bad_images.txt", rows)
 
 
 def _print_banner(
-    config: Config, plan: DataPlan, *, model: object, device: str, folder: Path
+    config: Config, plan: DataPlan, *, model: keras.Model, device: str, folder: Path
 ) -> None:
     import keras
     import pandas as pd
