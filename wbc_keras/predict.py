@@ -56,7 +56,6 @@ def predict(
         raise DataError(f"{output}: is a folder; --output names the table, e.g. predictions.csv")
     manifest = read_manifest(data, labelled=False)
     from wbc_keras.images import require_readable
-
     from wbc_keras.predictor import Predictor
 
     predictor = Predictor.load(model)

@@ -1,0 +1,184 @@
+"""Evaluation of a real run: every test cell once, figures that scikit-learn confirms."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics
+
+from wbc_keras.evaluate import main
+from wbc_keras.predictions import class_columns, read_predictions
+
+FILES = {"metrics.json", "per_class.csv", "predictions.csv", "confusion_matrix.png"}
+
+
+def figures_in(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def other_cells(drawn_cells, folder, counts):
+    """Copy drawn cells into another folder under labels of its own, with names of its own."""
+    for label, (source, count) in counts.items():
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            picture = drawn_cells / source / f"{number:02d}.png"
+            shutil.copy(picture, folder / label / f"other_{number}.png")
+    return folder
+
+
+def test_folder_holds_what_the_design_says(evaluation):
+    assert {path.name for path in evaluation.iterdir()} >= FILES
+    for path in evaluation.glob("*.png"):
+        assert cv2.imread(str(path)) is not None
+
+
+def test_each_test_cell_is_predicted_once(evaluation, trained_run):
+    splits = pd.read_csv(trained_run / "splits.csv")
+    expected = splits[splits["split"] == "test"].set_index("file")["label"]
+    table = read_predictions(evaluation / "predictions.csv").set_index("file")
+    assert table.index.is_unique
+    assert dict(table["label"]) == dict(expected)
+
+
+def test_probabilities_are_the_models_own(evaluation, trained_run, drawn_cells):
+    """Cropped by the boxes in the table with OpenCV, and put through the network by hand."""
+    table = read_predictions(evaluation / "predictions.csv")
+    classes = class_columns(table)
+    images = []
+    for row in table.itertuples():
+        image = cv2.imread(str(drawn_cells / row.file))[..., ::-1].astype(np.float32)
+        corners = np.array([row.roi_y0, row.roi_x0, row.roi_y1, row.roi_x1]) * 64
+        step = (corners[2:] - corners[:2]) / 48
+        y, x = (corners[i] + (np.arange(48) + 0.5) * step[i] - 0.5 for i in range(2))
+        places = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
+        images.append(cv2.remap(image, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    model = keras.models.load_model(trained_run / "model.keras", compile=False)
+    logits = np.asarray(model(np.round(images).astype(np.float32)), np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    # Enlarged, both interpolate linearly; they differ by a grey level here and there.
+    np.testing.assert_allclose(table[classes], expected, atol=0.01)
+    np.testing.assert_allclose(table[classes].sum(axis=1), 1, atol=1e-6)
+
+
+def test_figures_agree_with_scikit_learn(evaluation):
+    figures, table = figures_in(evaluation), read_predictions(evaluation / "predictions.csv")
+    truth, predicted = table["label"], table["predicted"]
+    classes = figures["classes"]
+    assert figures["samples"] == len(table)
+    assert figures["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
+    macro_f1 = metrics.f1_score(truth, predicted, average="macro", labels=classes, zero_division=0)
+    assert figures["macro_f1"] == pytest.approx(macro_f1)
+    auroc = metrics.roc_auc_score(
+        truth, table[classes].astype(float), multi_class="ovr", labels=classes
+    )
+    assert figures["macro_auroc"] == pytest.approx(auroc, abs=1e-6)
+    assert figures["left_out"] == {}
+
+
+def test_acceptance_script_agrees(evaluation, root):
+    script = root.parent / "shared" / "acceptance" / "check_metrics.py"
+    if not script.exists():
+        pytest.skip("the acceptance script is not on this machine: ../shared/acceptance")
+    done = subprocess.run(
+        [sys.executable, script, evaluation], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_other_cells_are_scored_on_shared_labels_and_the_rest_is_counted(
+    run_copy, drawn_cells, tmp_path, caplog
+):
+    counts = {"monocyte": ("monocyte", 5), "LYT": ("lymphocyte", 4), "basophil": ("eosinophil", 3)}
+    data = other_cells(drawn_cells, tmp_path / "elsewhere", counts)
+    assert main(["--run", str(run_copy), "--data", str(data)]) == 0
+    folder = run_copy / "evaluation" / "elsewhere"
+    figures = figures_in(folder)
+    assert (figures["samples"], figures["left_out"]) == (9, {"basophil": 3})
+    assert "basophil (3)" in caplog.text
+    labels = read_predictions(folder / "predictions.csv")["label"]
+    assert labels.value_counts().to_dict() == {"monocyte": 5, "lymphocyte": 4}
+    support = {name: row["support"] for name, row in figures["per_class"].items()}
+    assert (support["monocyte"], support["lymphocyte"], support["eosinophil"]) == (5, 4, 0)
+    assert figures["per_class"]["eosinophil"]["recall"] is None
+
+
+def test_earlier_evaluation_is_replaced_whole_and_other_files_are_kept(
+    trained_run, tmp_path, capsys
+):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    arguments = ["--run", str(trained_run), "--output", str(folder), "--split", "validation"]
+    assert main(arguments) == 0
+    assert figures_in(folder)["samples"] == 8
+    (folder / "notes.txt").write_text("mine")
+    assert main(arguments) == 2
+    assert "notes.txt" in capsys.readouterr().err
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+# Bad input; `explain`, `export` and `predict` read runs and cells in the same way.
+
+
+def refused(capsys, command, arguments, *words):
+    module = importlib.import_module(f"wbc_keras.{command}")
+    assert module.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain", "export"])
+def test_run_folder_without_a_model(run_copy, capsys, command):
+    (run_copy / "model.keras").unlink()
+    before = sorted(run_copy.rglob("*"))
+    refused(capsys, command, ["--run", str(run_copy)], "model.keras", "train first")
+    assert sorted(run_copy.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain", "export"])
+def test_missing_run_folder(tmp_path, capsys, command):
+    refused(capsys, command, ["--run", str(tmp_path / "nowhere")], "nowhere", "no such run folder")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain", "export"])
+def test_damaged_model(run_copy, capsys, command):
+    content = (run_copy / "model.keras").read_bytes()
+    (run_copy / "model.keras").write_bytes(content[: len(content) // 2])
+    before = sorted(run_copy.rglob("*"))
+    refused(capsys, command, ["--run", str(run_copy)], "model.keras", "cannot be loaded")
+    assert sorted(run_copy.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_no_shared_label(run_copy, drawn_cells, tmp_path, capsys, command):
+    counts = {"apple": ("monocyte", 2), "pear": ("lymphocyte", 2)}
+    data = other_cells(drawn_cells, tmp_path / "fruit", counts)
+    before = sorted(run_copy.rglob("*"))
+    arguments = ["--run", str(run_copy), "--data", str(data)]
+    refused(capsys, command, arguments, "fruit", "shares no label", "apple, pear", "monocyte")
+    assert sorted(run_copy.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_bad_pictures_are_all_named(run_copy, drawn_cells, tmp_path, capsys, command):
+    counts = {"monocyte": ("monocyte", 3), "lymphocyte": ("lymphocyte", 3)}
+    data = other_cells(drawn_cells, tmp_path / "elsewhere", counts)
+    (data / "monocyte" / "other_1.png").write_bytes(b"")
+    cut = (data / "lymphocyte" / "other_2.png").read_bytes()[:300]
+    (data / "lymphocyte" / "other_2.png").write_bytes(cut)
+    before = sorted(run_copy.rglob("*"))
+    arguments = ["--run", str(run_copy), "--data", str(data)]
+    refused(capsys, command, arguments, "2 pictures", "other_1.png", "other_2.png")
+    assert sorted(run_copy.rglob("*")) == before

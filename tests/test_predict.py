@@ -1,0 +1,168 @@
+"""Predictions from a run folder or a SavedModel: the same table, for any source."""
+
+from __future__ import annotations
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from wbc_keras.predict import main, predict
+from wbc_keras.predictions import BOX_COLUMNS, class_columns, read_predictions
+from wbc_keras.predictor import Predictor
+
+
+@pytest.fixture(scope="module")
+def flat(drawn_cells, tmp_path_factory):
+    """A folder of pictures without classes: sizes, formats and a mask among them."""
+    folder = tmp_path_factory.mktemp("flat")
+    image = cv2.imread(str(drawn_cells / "monocyte" / "03.png"))
+    for name in ("cell.png", "cell.tiff", "cell.bmp", "cell.mask.png"):
+        cv2.imwrite(str(folder / name), image)
+    cv2.imwrite(str(folder / "small.jpg"), cv2.resize(image, (40, 40)))
+    cv2.imwrite(str(folder / "wide.jpg"), cv2.resize(image, (300, 150)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(trained_run, saved_model, drawn_cells, flat, tmp_path_factory):
+    """The tables of class folders and of the flat folder, by each kind of model."""
+    folder = tmp_path_factory.mktemp("tables")
+    written = {}
+    for kind, model in (("run", trained_run), ("saved_model", saved_model)):
+        for source, data in (("cells", drawn_cells), ("flat", flat)):
+            # In a folder that is not there yet.
+            path = folder / kind / f"{source}.csv"
+            arguments = ["--model", str(model), "--data", str(data), "--output", str(path)]
+            assert main(arguments) == 0
+            written[kind, source] = path
+    return written
+
+
+@pytest.mark.parametrize("source", ["cells", "flat"])
+def test_run_folder_and_saved_model_write_the_same_table(tables, source):
+    one, other = (read_predictions(tables[kind, source]) for kind in ("run", "saved_model"))
+    assert list(one.columns) == list(other.columns)
+    assert one.iloc[:, :3].equals(other.iloc[:, :3])
+    np.testing.assert_allclose(one.iloc[:, 3:], other.iloc[:, 3:], atol=1e-6)
+
+
+def test_probabilities_are_those_of_evaluation(tables, evaluation):
+    evaluated = read_predictions(evaluation / "predictions.csv").set_index("file")
+    predicted = read_predictions(tables["run", "cells"]).set_index("file").loc[evaluated.index]
+    assert (predicted["label"] == evaluated["label"]).all()
+    columns = [*class_columns(evaluated.reset_index()), *BOX_COLUMNS]
+    np.testing.assert_allclose(predicted[columns], evaluated[columns], atol=1e-4)
+
+
+def test_every_cell_has_its_row(tables, drawn_cells):
+    table = read_predictions(tables["run", "cells"])
+    files = sorted(path.relative_to(drawn_cells).as_posix() for path in drawn_cells.rglob("*.png"))
+    assert sorted(table["file"]) == files
+    assert (table["label"] == table["file"].str.split("/").str[0]).all()
+    classes = class_columns(table)
+    chances = table[classes].to_numpy()
+    assert table["predicted"].tolist() == [classes[i] for i in chances.argmax(axis=1)]
+    np.testing.assert_array_equal(table["confidence"], chances.max(axis=1))
+
+
+def test_flat_folder_has_no_labels_and_its_masks_are_left_out(tables):
+    table = read_predictions(tables["run", "flat"])
+    assert table["file"].tolist() == ["cell.bmp", "cell.png", "cell.tiff", "small.jpg", "wide.jpg"]
+    assert set(table["label"]) == {""}
+
+
+def test_same_picture_in_another_format_gets_the_same_answer(tables):
+    table = read_predictions(tables["run", "flat"]).set_index("file")
+    for name in ("cell.tiff", "cell.bmp"):
+        assert table.loc[name].tolist() == table.loc["cell.png"].tolist()
+
+
+def test_single_files_in_the_order_given(saved_model, flat, tables):
+    files = [flat / "wide.jpg", flat / "cell.tiff"]
+    table = predict(saved_model, files)
+    assert table["file"].tolist() == ["wide.jpg", "cell.tiff"]
+    whole = read_predictions(tables["saved_model", "flat"]).set_index("file").loc[table["file"]]
+    columns = [*class_columns(table), *BOX_COLUMNS]
+    np.testing.assert_allclose(table[columns], whole[columns], atol=1e-5)
+
+
+def test_model_folder_means_its_highest_version(saved_model, tmp_path, flat):
+    for version in ("9", "10"):
+        shutil.copytree(saved_model, tmp_path / version)
+    names = '{"classes": ["k", "l", "m", "n"]}'
+    (tmp_path / "10" / "assets.extra" / "classes.json").write_text(names)
+    predictor = Predictor.load(tmp_path)
+    assert predictor.class_names == ("k", "l", "m", "n")
+    chances = predictor.predict([(flat / "cell.png").read_bytes()]).probabilities
+    assert chances.shape == (1, 4)
+    assert chances.sum() == pytest.approx(1, abs=1e-6)
+
+
+# Bad input
+
+
+@pytest.fixture
+def refuse(tmp_path, capsys):
+    def call(*words, model, data, output=None):
+        output = output or tmp_path / "new" / "predictions.csv"
+        before = sorted(tmp_path.rglob("*"))
+        arguments = ["--model", str(model), "--output", str(output), "--data"]
+        arguments += [str(path) for path in data]
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        for word in words:
+            assert word in error
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return call
+
+
+def test_missing_pictures(refuse, saved_model, tmp_path, flat):
+    refuse("nowhere", "no such file", model=saved_model, data=[tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    refuse("empty", "holds no picture", model=saved_model, data=[tmp_path / "empty"])
+    files = [flat / "cell.png", tmp_path / "nowhere.jpg"]
+    refuse("nowhere.jpg", model=saved_model, data=files)
+
+
+def test_bad_pictures_are_all_named(refuse, saved_model, flat, tmp_path):
+    data = shutil.copytree(flat, tmp_path / "pictures")
+    (data / "cell.tiff").write_bytes((data / "cell.tiff").read_bytes()[:500])
+    (data / "small.jpg").write_bytes(b"")
+    cv2.imwrite(str(data / "pixel.png"), np.zeros((1, 1, 3), np.uint8))
+    words = ["3 pictures", "cell.tiff", "small.jpg", "pixel.png", "mend or remove"]
+    refuse(*words, model=saved_model, data=[data])
+
+
+def test_output_that_is_a_folder(refuse, saved_model, flat, tmp_path):
+    (tmp_path / "folder").mkdir()
+    refuse("is a folder", "--output", model=saved_model, data=[flat], output=tmp_path / "folder")
+
+
+def test_path_that_is_no_model(refuse, flat, tmp_path, drawn_cells):
+    refuse("nowhere", "no such run folder or SavedModel", model=tmp_path / "nowhere", data=[flat])
+    refuse("cell.png", "no such run folder", model=flat / "cell.png", data=[flat])
+    refuse("config.yaml", "train first", model=drawn_cells, data=[flat])
+
+
+def test_run_folder_without_a_model(refuse, flat, run_copy):
+    (run_copy / "model.keras").unlink()
+    refuse("model.keras", "train first", model=run_copy, data=[flat])
+
+
+@pytest.mark.parametrize("damaged", ["saved_model.pb", "variables/variables.index"])
+def test_damaged_saved_model(refuse, saved_model, flat, tmp_path, damaged):
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    path = model / damaged
+    path.write_bytes(path.read_bytes()[:100])
+    refuse("cannot be loaded as a SavedModel", "export", model=model, data=[flat])
+
+
+def test_saved_model_without_class_names(refuse, saved_model, flat, tmp_path):
+    model = shutil.copytree(saved_model, tmp_path / "model")
+    (model / "assets.extra" / "classes.json").unlink()
+    refuse("classes.json", "export the run again", model=model, data=[flat])
