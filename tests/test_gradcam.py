@@ -45,10 +45,10 @@ def weighted(model, images, weights_of_class):
 
 
 def enlarge(maps):
-    """Interpolate linearly between the first and last sample, rows then columns."""
+    """Interpolate linearly between the fields' centres, rows then columns."""
 
     def along(values, size):
-        places = np.linspace(0, len(values) - 1, size)
+        places = (np.arange(size) + 0.5) * len(values) / size - 0.5
         return np.interp(places, np.arange(len(values)), values)
 
     maps = np.apply_along_axis(along, 1, maps, SIZE[0])

@@ -1,4 +1,4 @@
-"""From files to batches: the same crops from every format, epochs that are functions of their number."""
+"""From files to batches: the same crop from every format, an epoch a function of its number."""
 
 from __future__ import annotations
 

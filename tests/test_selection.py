@@ -126,7 +126,7 @@ def test_split_of_other_cells_is_their_columns(run, tmp_path):
 
 def test_no_shared_label_is_refused_with_both_lists(run, tmp_path):
     other = make_cells(tmp_path / "fruit", ["a"], labels=["apple", "pear"])
-    with pytest.raises(DataError, match="shares no label.*apple, pear.*lymphocyte, monocyte"):
+    with pytest.raises(DataError, match=r"shares no label.*apple, pear.*lymphocyte, monocyte"):
         select_cells(run, data=other)
 
 

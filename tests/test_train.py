@@ -298,7 +298,7 @@ class TrainProcess:
 def test_run_killed_three_times_ends_bit_identical(
     trained_run, train_arguments, tmp_path, root, monkeypatch
 ):
-    """While the first model is written, while a state is written, and in an epoch of fine-tuning."""
+    """While the first model is written, while a state is, and in an epoch of fine-tuning."""
     monkeypatch.chdir(root)
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     state = folder / "training_state.npz"

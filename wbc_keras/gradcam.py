@@ -44,11 +44,22 @@ def make_heatmaps(
             images[start : start + size],
             penultimate_layer=FEATURES,
             seek_penultimate_conv_layer=False,
+            expand_cam=False,
             normalize_cam=False,
         )
         for start in range(0, len(images), size)
     ]
-    return _normalise(np.concatenate(parts).astype(np.float32))
+    return _normalise(_enlarge(np.concatenate(parts), images.shape[1:3]))
+
+
+def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Interpolate between the centres of the map's fields.
+
+    tf-keras-vis lays the outer fields' centres on the picture's edge: on a map of 3 x 3 that is a
+    shift of a sixth of the picture.
+    """
+    enlarged = keras.ops.image.resize(maps[..., np.newaxis], size, interpolation="bilinear")
+    return keras.ops.convert_to_numpy(enlarged)[..., 0]
 
 
 def _normalise(heatmaps: np.ndarray) -> np.ndarray:
