@@ -34,7 +34,9 @@ _YIQ = np.array(
 
 def draw_uniforms(cells: int, *, seed: int, epoch: int) -> np.ndarray:
     """Draw what one epoch's augmentation needs: float32 ``(cells, 10)`` in [0, 1), row = cell."""
-    return np.random.default_rng([seed, epoch]).random((cells, len(_COLUMNS)), dtype=np.float32)
+    # The last number parts this stream from that of the cells' order.
+    generator = np.random.default_rng([seed, epoch, 1])
+    return generator.random((cells, len(_COLUMNS)), dtype=np.float32)
 
 
 @keras.saving.register_keras_serializable("wbc_keras")
@@ -74,6 +76,8 @@ class CellAugmentation(keras.layers.Layer):
         saturation: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        # Under mixed precision too: 8 bits of mantissa do not hold the coordinate of a pixel.
+        kwargs.setdefault("dtype", "float32")
         super().__init__(**kwargs)
         self.flip = flip
         self.quarter_turns = quarter_turns

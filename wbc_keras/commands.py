@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from wbc_keras.errors import WbcError
 
@@ -23,11 +25,51 @@ def run_action(action: Callable[[argparse.Namespace], None], arguments: argparse
     Any other exception is a bug of ours and is left to Python: traceback, exit code 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # TensorFlow's start-up chatter would bury the banner; a user's own setting wins.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         action(arguments)
     except WbcError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A full disk, a folder without permission: the machine's state, not a bug.
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; choose another place or mend it", file=sys.stderr)
+        return 2
     return 0
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and Keras without their start-up chatter on stderr.
+
+    It comes from C++ before any log level holds, and would bury the banner or the one line that
+    tells a mistake. A user who has set TF_CPP_MIN_LOG_LEVEL wants to see it.
+    """
+    if "tensorflow" in sys.modules or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with silent_stderr():
+        import keras  # noqa: F401
+        import tensorflow as tf
+
+        # Looks for a GPU, and says so when there is none.
+        tf.config.list_physical_devices()
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep what C and C++ libraries write on stderr out of sight, unless the block fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(kept, hidden.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

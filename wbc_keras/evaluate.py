@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from wbc_keras import runs
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import load_tensorflow, make_parser, run_action
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,7 @@ def evaluate(
     selection = select_cells(opened, data=data, split=split)
     folder = Path(output) if output else opened.folder / "evaluation" / selection.name
     runs.require_replaceable(folder, _FILES)
+    load_tensorflow()
     from wbc_keras.images import require_readable
 
     require_readable(selection.manifest.paths())
@@ -132,7 +133,10 @@ def _write(
     )
     write_predictions(folder / "predictions.csv", table)
     runs.write_text(folder / "per_class.csv", per_class_table(evaluation).to_csv(index=False))
-    figures = evaluation.to_json() | {"left_out": dict(selection.left_out)}
+    figures = evaluation.to_json() | {
+        "left_out": dict(selection.left_out),
+        "roi_found": int(cells.found.sum()),
+    }
     runs.write_json(folder / "metrics.json", figures)
     truth = selection.labels(run.class_names)
     drawn = {

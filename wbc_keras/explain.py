@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wbc_keras import runs
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import load_tensorflow, make_parser, run_action
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("explain", "Draw heatmaps of what speaks for the predicted class.")
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--data", help="other cells (default: the run's own test cells)")
-    parser.add_argument("--samples", type=_positive, default=32, metavar="N", help="cells (32)")
-    parser.add_argument("--method", choices=_METHODS, default="gradcam")
+    parser.add_argument(
+        "--samples", type=_positive, default=32, metavar="N", help="how many cells, 32 if not given"
+    )
+    parser.add_argument(
+        "--method", choices=_METHODS, default="gradcam", help="gradcam if not given"
+    )
     parser.add_argument("--output", help="folder (default: RUN/explanations)")
     return run_action(_action, parser.parse_args(argv))
 
@@ -80,6 +84,7 @@ def explain(
     selection = select_cells(opened, data=data)
     folder = Path(output) if output else opened.folder / "explanations"
     runs.require_replaceable(folder, _FILES)
+    load_tensorflow()
     from wbc_keras.evaluate import predict_cells
     from wbc_keras.gradcam import make_heatmaps
     from wbc_keras.images import require_readable

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wbc_keras import runs
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import load_tensorflow, make_parser, run_action
 from wbc_keras.errors import RunError
 
 
@@ -37,11 +37,15 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
     opened = runs.open_run(run)
     folder = Path(output) if output is not None else opened.folder / "saved_model"
     version = folder / str(next_version(folder))
+    runs.require_writable(version)
+    load_tensorflow()
     import tensorflow as tf
 
     from wbc_keras.predictor import load_classifier
 
     classifier = load_classifier(opened)
+    # Its notes name the temporary folder and the graph's own inputs, neither of use to anyone.
+    tf.get_logger().setLevel("ERROR")
     with runs.replacing_folder(version) as temporary:
         tf.saved_model.save(
             classifier, str(temporary), signatures={"serving_default": classifier.serve}

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from wbc_keras.commands import silent_stderr
 from wbc_keras.errors import DataError
 
 _FORMATS = (
@@ -117,7 +118,8 @@ def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[Ba
     Returns:
         One `BadImage` for each bad file, in the order of ``paths``; empty if all are good.
     """
-    with ThreadPoolExecutor(workers) as pool:
+    # libjpeg writes a line of its own for each damaged file.
+    with silent_stderr(), ThreadPoolExecutor(workers) as pool:
         return [fault for fault in pool.map(_fault_of, paths) if fault is not None]
 
 
@@ -129,10 +131,9 @@ def require_readable(paths: Sequence[str | Path]) -> None:
 
 
 def describe_bad(bad: Sequence[BadImage]) -> str:
-    """Say in one line how many pictures cannot be used, and name the first twenty."""
-    shown = "; ".join(str(image) for image in bad[:20])
-    more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
-    return f"{len(bad)} picture{'s' if len(bad) > 1 else ''} cannot be used: {shown}{more}"
+    """Say in one line how many pictures cannot be used, and name them all."""
+    names = "; ".join(map(str, bad))
+    return f"{len(bad)} picture{'s' if len(bad) > 1 else ''} cannot be used: {names}"
 
 
 def _fault_of(path: str | Path) -> BadImage | None:

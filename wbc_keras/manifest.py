@@ -142,6 +142,18 @@ def read_manifest(
     return manifest
 
 
+def require_apart(
+    manifest: Manifest, data: str | Path | Sequence[str | Path], outputs: Iterable[str | Path]
+) -> None:
+    """Raise DataError if one of ``outputs`` would be written over the data it is made from."""
+    sources = [data] if isinstance(data, (str, Path)) else list(data)
+    lists = [manifest.root / _MANIFEST, manifest.root / _MUNICH]
+    kept = {Path(path).resolve() for path in (*sources, *lists, *manifest.paths())}
+    for path in map(Path, outputs):
+        if path.resolve() in kept:
+            raise DataError(f"{path}: would be written over the data; choose another place")
+
+
 def _read_source(
     source: str | Path | Sequence[str | Path],
     *,

@@ -147,11 +147,13 @@ def make_training_batches(
     batch_size = min(batch_size, count)
     # Compiled, it takes a third of the time; every batch has the same shape.
     change = tf.function(CellAugmentation(**dataclasses.asdict(augment)), jit_compile=True)
-    images = tf.constant(cells.images)
-    labels, weights = tf.constant(labels, tf.int32), tf.constant(weights, tf.float32)
+    # All cells on a GPU would take the room of the network.
+    with tf.device("CPU:0"):
+        images = tf.constant(cells.images)
+        labels, weights = tf.constant(labels, tf.int32), tf.constant(weights, tf.float32)
 
     def draw(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng([seed, int(epoch)]).permutation(count)
+        order = np.random.default_rng([seed, int(epoch), 0]).permutation(count)
         return order, draw_uniforms(count, seed=seed, epoch=int(epoch))[order]
 
     def make_epoch(epoch: tf.Tensor) -> tf.data.Dataset:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import load_tensorflow, make_parser, run_action
 from wbc_keras.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,12 +49,17 @@ def predict(
         DataError: pictures cannot be read (all are named, nothing is written).
         RunError: ``model`` is no model.
     """
-    from wbc_keras.manifest import read_manifest
+    from wbc_keras.manifest import read_manifest, require_apart
     from wbc_keras.predictions import prediction_table, write_predictions
+    from wbc_keras.runs import require_writable
 
     if output is not None and Path(output).is_dir():
         raise DataError(f"{output}: is a folder; --output names the table, e.g. predictions.csv")
     manifest = read_manifest(data, labelled=False)
+    if output is not None:
+        require_writable(Path(output))
+        require_apart(manifest, data, [output])
+    load_tensorflow()
     from wbc_keras.images import require_readable
     from wbc_keras.predictor import Predictor
 

@@ -6,6 +6,7 @@ The `predict` command, a notebook, an app or a worker on another machine all cal
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Predictor:
     def __init__(self, serve: Any, class_names: Sequence[str], *, owner: Any = None) -> None:
         self._serve = serve
         self.class_names = tuple(class_names)
-        # A loaded signature does not keep its model alive by itself.
+        # A graph function does not keep the model that it belongs to alive.
         self._owner = owner
 
     @classmethod
@@ -55,11 +56,23 @@ class Predictor:
             )
         saved_model = _find_saved_model(path)
         if saved_model is None:
+            if not (path / "model.keras").exists():
+                raise RunError(
+                    f"{path}: is neither a run folder with a model.keras nor a SavedModel; give "
+                    "what train or export wrote"
+                )
             run = runs.open_run(path)
-            return cls(load_classifier(run).serve, run.class_names)
+            classifier = load_classifier(run)
+            return cls(classifier.serve, run.class_names, owner=classifier)
         names = _read_class_names(saved_model)
-        loaded = tf.saved_model.load(str(saved_model))
-        return cls(loaded.signatures["serving_default"], names, owner=loaded)
+        try:
+            loaded = tf.saved_model.load(str(saved_model))
+            return cls(loaded.signatures["serving_default"], names, owner=loaded)
+        except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(
+                f"{saved_model}: cannot be loaded as a SavedModel ({reason}); export the run again"
+            ) from error
 
     def predict(self, image_bytes: Sequence[bytes]) -> Predictions:
         """Classify encoded JPEGs or PNGs, of any sizes, as one batch."""
@@ -83,6 +96,8 @@ def load_model(run: runs.Run) -> keras.Model:
     Raises:
         RunError: the file cannot be read as a model of ours.
     """
+    if not zipfile.is_zipfile(run.model_path):
+        raise RunError(f"{run.model_path}: is damaged; train the run again, or restore it")
     # Registers our layers under their names.
     import wbc_keras.classifier  # noqa: F401
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import load_tensorflow, make_parser, run_action
 from wbc_keras.errors import DataError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def write_boxes(
     manifest = read_manifest(data, labelled=False)
     _check_outputs(manifest, data, output=output, masks=masks, preview=preview)
     # TensorFlow is loaded only when the request itself is sound.
+    load_tensorflow()
     from wbc_keras.images import require_readable
 
     require_readable(manifest.paths())
@@ -177,20 +178,24 @@ def _check_outputs(
     masks: str | Path | None,
     preview: str | Path | None,
 ) -> None:
+    from wbc_keras.manifest import require_apart
+    from wbc_keras.runs import require_writable
+
     if Path(output).is_dir():
         raise DataError(f"{output}: is a folder; --output names the table, e.g. roi.csv")
     if preview is not None and Path(preview).suffix.lower() not in _PREVIEW_SUFFIXES:
         raise DataError(f"{preview}: --preview names a .png or .jpg file")
     if masks is not None and Path(masks).exists() and not Path(masks).is_dir():
         raise DataError(f"{masks}: is a file; --masks names a folder")
-    sources = [data] if isinstance(data, (str, Path)) else data
-    kept = {Path(path).resolve() for path in (*sources, *manifest.paths())}
+    if preview is not None and Path(preview).resolve() == Path(output).resolve():
+        raise DataError(f"{preview}: --preview and --output name the same file")
     written = [Path(path) for path in (output, preview) if path is not None]
     if masks is not None:
         written += _mask_paths(manifest, Path(masks))
-    for path in written:
-        if path.resolve() in kept:
-            raise DataError(f"{path}: would be written over the data; choose another place")
+    for path in (output, preview, masks):
+        if path is not None:
+            require_writable(Path(path))
+    require_apart(manifest, data, written)
 
 
 def _mask_paths(manifest: Manifest, folder: Path) -> list[Path]:

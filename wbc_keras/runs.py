@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -18,10 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wbc_keras import __version__
 from wbc_keras.config import Config, load_config
 from wbc_keras.errors import RunError
 
-_PACKAGES = ("wbc_keras", "tensorflow", "keras", "numpy", "opencv-python-headless", "scikit-learn")
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "scikit-learn", "pandas")
 
 
 @contextmanager
@@ -50,9 +54,11 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder`` that takes its place when the block ends well.
 
-    An older ``folder`` is moved aside first and removed last, so that no reader sees a mixture.
+    An older ``folder`` is moved aside first and removed last, so that no reader sees a mixture;
+    after a kill in between, the next call brings it back.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear_killed(folder)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     older = temporary.with_name(temporary.name + ".old")
     try:
@@ -69,6 +75,15 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def _clear_killed(folder: Path) -> None:
+    """Bring back or remove what a killed `replacing_folder` left beside ``folder``."""
+    for left in sorted(folder.parent.glob(f".{folder.name}.????????*")):
+        if left.name.endswith(".old") and not folder.exists():
+            os.replace(left, folder)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
@@ -103,6 +118,8 @@ def describe_environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
+    # Run from a checkout, the package is not installed.
+    versions["wbc_keras"] = __version__
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -112,7 +129,8 @@ def describe_environment() -> dict[str, Any]:
 
 
 def require_empty(folder: Path) -> None:
-    """Raise RunError unless ``folder`` is missing or an empty folder."""
+    """Raise RunError unless ``folder`` is missing or an empty folder, in a place to write to."""
+    require_writable(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"{folder}: the output folder is not empty and is never overwritten; "
@@ -120,8 +138,16 @@ def require_empty(folder: Path) -> None:
         )
 
 
+def require_writable(path: Path) -> None:
+    """Raise RunError, before any work, if a file or folder cannot be made at ``path``."""
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise RunError(f"{path}: cannot be written, as {existing} is no folder that can be written")
+
+
 def require_replaceable(folder: Path, files: frozenset[str]) -> None:
     """Raise RunError if replacing ``folder`` would lose anything but the ``files`` named."""
+    require_writable(folder)
     if folder.is_dir():
         others = sorted({path.name for path in folder.iterdir()} - files)
         if not others:
@@ -167,6 +193,8 @@ def open_run(folder: str | Path) -> Run:
                 f"{folder}: holds no {name}, so it is not a finished run; "
                 "train first: python -m wbc_keras.train --config FILE"
             )
+    if (folder / "training_state.npz").exists():
+        logger.warning("%s: is still in training; this is its best epoch so far", folder)
     return Run(folder, load_config(folder / "config.yaml"), _read_class_names(folder))
 
 

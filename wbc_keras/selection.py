@@ -50,8 +50,9 @@ def select_cells(
 
     Args:
         run: the run folder.
-        data: a source; the run's own if None. If it holds the run's own cells, the run's splits
-            hold for it, so that training cells are never scored by mistake.
+        data: a source; the run's own if None. If its cells are all cells of the run, or it holds
+            all of the run's, the run's splits hold for them, so that training cells are not scored
+            as new ones. Cells are known by file and label; a partial overlap is warned of.
         split: train, validation, test or all. By default test of the run's own cells, and all of
             another source's.
 
@@ -59,7 +60,7 @@ def select_cells(
         DataError: the source lacks the split, shares no label with the model, or the run's
             pictures are no longer where they were.
     """
-    manifest = _read(run.config, data)
+    manifest = _read_labelled(run.config, data)
     own = _join_splits(manifest, read_splits(run.splits_path))
     if own is not None:
         split = split or "test"
@@ -74,26 +75,47 @@ def select_cells(
     return _share_labels(run, name, _take_split(manifest, split))
 
 
+def _read_labelled(config: Config, data: str | Path | None) -> Manifest:
+    manifest = _read(config, data)
+    unknown = int((manifest.table["label"] == "").sum())
+    if unknown:
+        raise DataError(
+            f"{manifest.root}: {unknown} of {len(manifest.table)} pictures have no label to score "
+            "against; sort them into one folder a class, or add a manifest.csv with file,label"
+        )
+    return manifest
+
+
 def _read(config: Config, data: str | Path | None) -> Manifest:
     settings = config.data
     source = settings.source if data is None else data
     assert source is not None  # a run's config names its source
     # Another source may not have the label column that the run was trained on.
-    try:
-        return read_manifest(
-            source, label_column=settings.label_column, synthetic=settings.synthetic
-        )
-    except DataError:
-        if settings.label_column == "label" or data is None:
-            raise
-        return read_manifest(source, synthetic=settings.synthetic)
+    # One class is enough to be scored on, so `labelled` is not asked here.
+    manifest = read_manifest(
+        source,
+        label_column=settings.label_column,
+        synthetic=settings.synthetic,
+        labelled=False,
+    )
+    if data is None or manifest.class_names():
+        return manifest
+    return read_manifest(source, synthetic=settings.synthetic, labelled=False)
 
 
 def _join_splits(manifest: Manifest, splits: pd.DataFrame) -> Manifest | None:
     """Return the run's cells with their splits, or None if ``manifest`` is other data."""
     keys = ["file", "label"]
     joined = manifest.table[keys].merge(splits, on=keys)
-    if len(joined) != len(splits):
+    if len(joined) not in (len(splits), len(manifest.table)):
+        if len(joined):
+            logger.warning(
+                "%s: %d of %d cells have file and label of cells of the run; if they are the same, "
+                "those it was trained on flatter the figures",
+                manifest.root,
+                len(joined),
+                len(manifest.table),
+            )
         return None
     return dataclasses.replace(manifest, table=joined[["file", "label", "group", "split"]])
 
@@ -117,7 +139,8 @@ def _share_labels(run: Run, name: str, manifest: Manifest) -> Selection:
     if not mapping:
         raise DataError(
             f"{manifest.root}: shares no label with the model. Its labels: "
-            f"{', '.join(manifest.class_names())}; the model's: {', '.join(run.class_names)}"
+            f"{', '.join(manifest.class_names())}; the model's: {', '.join(run.class_names)}; "
+            "give cells of its classes, or rename the labels"
         )
     if left_out:
         counts = ", ".join(f"{label} ({count})" for label, count in left_out.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wbc_keras import runs
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import load_tensorflow, make_parser, run_action
 from wbc_keras.config import Config, TrainConfig, dump_config, load_config
 from wbc_keras.errors import ConfigError, DataError, RunError
 
@@ -35,14 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("train", "Train a white-blood-cell classifier and write a run folder.")
     parser.add_argument("--config", required=True, help="YAML file of settings")
-    parser.add_argument("--data", help="class folder, manifest, Munich folder, .npz or 'synthetic'")
+    parser.add_argument(
+        "--data",
+        help="class folder, folder with manifest.csv, CSV, Munich folder, .npz or 'synthetic'",
+    )
     parser.add_argument("--output", help="run folder (default: artifacts/<name of the config>)")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a setting, e.g. train.epochs=5 (repeatable)",
+        help="override a setting of wbc_keras/config.py, e.g. train.epochs=5 (repeatable)",
     )
     parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     parser.add_argument("--dry-run", action="store_true", help="check all, train and write nothing")
@@ -89,16 +92,17 @@ def train(
     """
     config = _with_source(config, data)
     folder = Path(output) if output is not None else Path("artifacts") / config.name
-    if _is_finished(folder) and resume:
-        logger.info("%s: is finished already, nothing to resume", folder)
-        return folder
     if resume:
+        _require_same_config(folder, config)
+        if _is_finished(folder):
+            logger.info("%s: is finished already, nothing to resume", folder)
+            return folder
         if not dry_run:
             runs.remove_leftovers(folder, _FILES)
-        _require_same_config(folder, config)
     else:
         runs.require_empty(folder)
     # TensorFlow takes seconds to load: only now, when the settings are known to be right.
+    load_tensorflow()
     from wbc_keras.backbones import check_weights
 
     check_weights(config.model)
@@ -197,7 +201,7 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
             return folder
         _write_plan(config, plan, folder)
         train_cells, validation_cells = (_load(config, plan, name) for name in _LOADED)
-        _print_found(train_cells.cells, validation_cells.cells)
+        _print_found(config.roi.mode, train_cells.cells, validation_cells.cells)
         fit(
             model,
             train=train_cells,
@@ -333,7 +337,10 @@ def _print_banner(
     print(f"run folder {folder}", flush=True)
 
 
-def _print_found(*parts: Cells) -> None:
+def _print_found(mode: str, *parts: Cells) -> None:
+    if mode != "nucleus":
+        print(f"ROI: {mode}, no cell is looked for", flush=True)
+        return
     found = sum(int(cells.found.sum()) for cells in parts)
     total = sum(len(cells) for cells in parts)
     print(f"ROI: cell found in {found} of {total}, the others cropped at the centre", flush=True)
