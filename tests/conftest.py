@@ -106,7 +106,8 @@ train:
   batch_size: 8
   head_epochs: 1
   epochs: 2
-  learning_rate: 1.0e-3
+  head_learning_rate: 0.02
+  learning_rate: 2.0e-3
   freeze_batch_norm: false
 """
 
@@ -135,13 +136,21 @@ def train_arguments(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path)
     import keras
 
     from wbc_keras.classifier import build_classifier
-    from wbc_keras.config import ModelConfig
+    from wbc_keras.config import ModelConfig, RoiConfig
+    from wbc_keras.pipeline import load_cells
 
     folder = tmp_path_factory.mktemp("settings")
     keras.utils.set_random_seed(0)
-    build_classifier(
+    model = build_classifier(
         ModelConfig(backbone="mobilenetv2", weights="none"), num_classes=2, image_size=(48, 48)
-    ).save(folder / "start.keras")
+    )
+    # Random weights with the statistics of one batch: without them every cell looks the same.
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    paths = sorted(drawn_cells.rglob("*.png"))[::2]
+    model(load_cells(paths, roi=RoiConfig(), image_size=(48, 48)).images, training=True)
+    model.save(folder / "start.keras")
     (folder / "tiny.yaml").write_text(_CONFIG.format(weights=folder / "start.keras"))
     return ["--config", str(folder / "tiny.yaml"), "--data", str(drawn_cells)]
 

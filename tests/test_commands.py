@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from wbc_keras.commands import make_parser, run_action
+from wbc_keras.commands import make_parser, run_action, silent_stderr
 from wbc_keras.errors import ConfigError, DataError, RunError, WbcError
 
 
@@ -62,13 +63,31 @@ def test_users_log_level_for_tensorflow_wins():
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
 
 
-def test_tensorflow_is_quiet_by_default(monkeypatch):
-    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
-    seen = []
-    run_action(
-        lambda arguments: seen.append(os.environ["TF_CPP_MIN_LOG_LEVEL"]), argparse.Namespace()
-    )
-    assert seen == ["3"]
+def test_tensorflow_starts_without_a_word():
+    code = "from wbc_keras.commands import load_tensorflow; load_tensorflow()"
+    unset = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], env=unset, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_a_failing_block_wrote_is_shown(capfd):
+    with silent_stderr():
+        os.write(2, b"chatter")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ValueError, match="bad"), silent_stderr():
+        os.write(2, b"why it failed")
+        raise ValueError("bad")
+    assert capfd.readouterr().err == "why it failed"
+
+
+def test_full_disk_is_one_line_and_code_2(capsys):
+    def action(arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/model.keras")
+
+    assert run_action(action, argparse.Namespace()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: run/model.keras: No space left")
+    assert error.count("\n") == 1
 
 
 def test_parser_names_itself_as_typed(capsys):

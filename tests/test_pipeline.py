@@ -141,6 +141,12 @@ def test_cells_are_yielded_in_chunks(tmp_path):
     assert max(parts) <= 64
 
 
+def test_threads_that_crop_first_are_not_warned_of_retracing(tmp_path, caplog):
+    paths = [write(tmp_path / f"{i}.png", drawn(40 + i)) for i in range(16)]
+    load_cells(paths, roi=ROI, image_size=(33, 37))
+    assert not caplog.text
+
+
 def test_unreadable_picture_is_named(tmp_path):
     good, bad = write(tmp_path / "good.png", drawn(40)), tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:200])

@@ -146,12 +146,12 @@ def test_output_that_is_a_folder(refuse, saved_model, flat, tmp_path):
 def test_path_that_is_no_model(refuse, flat, tmp_path, drawn_cells):
     refuse("nowhere", "no such run folder or SavedModel", model=tmp_path / "nowhere", data=[flat])
     refuse("cell.png", "no such run folder", model=flat / "cell.png", data=[flat])
-    refuse("config.yaml", "train first", model=drawn_cells, data=[flat])
+    refuse("neither a run folder", "train or export", model=drawn_cells, data=[flat])
 
 
 def test_run_folder_without_a_model(refuse, flat, run_copy):
     (run_copy / "model.keras").unlink()
-    refuse("model.keras", "train first", model=run_copy, data=[flat])
+    refuse("model.keras", "train or export", model=run_copy, data=[flat])
 
 
 @pytest.mark.parametrize("damaged", ["saved_model.pb", "variables/variables.index"])

@@ -11,6 +11,7 @@ from importlib import metadata
 
 import pytest
 
+import wbc_keras
 from wbc_keras.config import Config, ModelConfig, dump_config
 from wbc_keras.errors import RunError
 from wbc_keras.runs import (
@@ -207,7 +208,9 @@ def test_environment_does_without_a_package(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert set(describe_environment()["packages"].values()) == {None}
+    versions = describe_environment()["packages"]
+    assert versions.pop("wbc_keras") == wbc_keras.__version__
+    assert set(versions.values()) == {None}
 
 
 # The run folder

@@ -93,9 +93,11 @@ _locate = tf.function(locate, reduce_retracing=True)
 def _make_crop(image_size: tuple[int, int]) -> Callable[[np.ndarray, tf.Tensor], tf.Tensor]:
     """Compile `crop` once for pictures of every size."""
     signature = (tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([4], tf.float32))
-    return tf.function(
+    cut = tf.function(
         lambda image, box: crop(image, box, image_size=image_size), input_signature=signature
     )
+    # Traced here: threads that meet during the first call would be warned of retracing.
+    return cut.get_concrete_function()
 
 
 def make_batches(

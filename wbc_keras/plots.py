@@ -290,7 +290,8 @@ def _draw_sheet(
     """Draw pictures ``width`` inches wide in rows; return the figure and all its axes."""
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    wrapped = [textwrap.fill(title, int(width * 12)) for title in titles]
+    # Underscores let no line break.
+    wrapped = [textwrap.fill(title.replace("_", " "), int(width * 12)) for title in titles]
     lines = max(text.count("\n") + 1 for text in wrapped)
     height = width * max(image.shape[0] / image.shape[1] for image in images) + 0.15 * lines
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

@@ -61,15 +61,16 @@ def select_cells(
             pictures are no longer where they were.
     """
     manifest = _read_labelled(run.config, data)
-    own = _join_splits(manifest, read_splits(run.splits_path))
-    if own is not None:
-        split = split or "test"
-        return Selection(split, _take_split(own, split), {})
-    if data is None:
+    splits = read_splits(run.splits_path)
+    own = _join_splits(manifest, splits)
+    if data is None and (own is None or len(own.table) < len(splits)):
         raise DataError(
             f"{run.config.data.source}: no longer holds the cells of {run.splits_path}; "
             "give the pictures' place with --data"
         )
+    if own is not None:
+        split = split or "test"
+        return Selection(split, _take_split(own, split), {})
     split = split or "all"
     name = manifest.name if split == "all" else f"{manifest.name}_{split}"
     return _share_labels(run, name, _take_split(manifest, split))
