@@ -251,3 +251,17 @@ def test_config_round_trip(images, random):
 def test_settings_are_the_layers_arguments():
     given = CellAugmentation(**DEFAULTS).get_config()
     assert {name: given[name] for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_changes_no_picture(policy):
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
+    uniforms = draw_uniforms(3, seed=0, epoch=0)
+    settings = dataclasses.asdict(AugmentConfig())
+    expected = np.asarray(CellAugmentation(**settings)(images, uniforms))
+    keras.config.set_dtype_policy(policy)
+    try:
+        changed = np.asarray(CellAugmentation(**settings)(images, uniforms))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_array_equal(changed, expected)

@@ -190,8 +190,8 @@ def open_run(folder: str | Path) -> Run:
     for name in ("config.yaml", "classes.json", "model.keras"):
         if not (folder / name).is_file():
             raise RunError(
-                f"{folder}: holds no {name}, so it is not a finished run; "
-                "give a folder that train wrote, or train first: python -m wbc_keras.train --config FILE"
+                f"{folder}: holds no {name}, so it is not a finished run; give a folder that "
+                "train wrote, or train first: python -m wbc_keras.train --config FILE"
             )
     if (folder / "training_state.npz").exists():
         logger.warning("%s: is still in training; this is its best epoch so far", folder)
