@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -137,17 +138,20 @@ def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_exporting_again_makes_the_next_version_and_leaves_the_first(run_copy, capsys):
+def test_exporting_again_makes_the_next_version_and_leaves_the_first(
+    trained_run, saved_model, tmp_path, capsys
+):
+    shutil.copytree(saved_model, tmp_path / "1")
     # What a killed export leaves does not count.
-    (run_copy / "saved_model" / ".7.abcdefgh").mkdir(parents=True)
-    assert main(["--run", str(run_copy)]) == 0
-    first = run_copy / "saved_model" / "1"
-    before = contents(first)
-    assert (first / "saved_model.pb") in before
-    assert main(["--run", str(run_copy)]) == 0
-    assert contents(first) == before
-    assert capsys.readouterr().out.splitlines()[-1].endswith(str(first.with_name("2")))
-    assert {path.name for path in first.parent.glob("[!.]*")} == {"1", "2"}
+    (tmp_path / ".7.abcdefgh").mkdir()
+    before = contents(tmp_path / "1")
+    assert main(["--run", str(trained_run), "--output", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path / '2'}\n")
+    assert contents(tmp_path / "1") == before
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"1", "2"}
+    assert {path.name for path in (tmp_path / "2").iterdir()} == {
+        path.name for path in (tmp_path / "1").iterdir()
+    }
 
 
 def test_folder_of_something_else_is_refused(trained_run, tmp_path, capsys):

@@ -26,20 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--data", help="other cells (default: the run's own test cells)")
     parser.add_argument(
-        "--samples", type=_positive, default=32, metavar="N", help="how many cells, 32 if not given"
+        "--samples", type=_positive, default=32, metavar="N", help="how many cells (default: 32)"
     )
     parser.add_argument(
-        "--method", choices=_METHODS, default="gradcam", help="gradcam if not given"
+        "--method", choices=_METHODS, default="gradcam", help="kind of heatmap (default: gradcam)"
     )
     parser.add_argument("--output", help="folder (default: RUN/explanations)")
     return run_action(_action, parser.parse_args(argv))
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1. Received: {text}")
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1. Received: {text}")
+    return int(text)
 
 
 def _action(arguments: argparse.Namespace) -> None:

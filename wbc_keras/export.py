@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("export", "Export a trained run as a SavedModel for TensorFlow Serving.")
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--output", help="model folder (default: RUN/saved_model)")
-    parser.add_argument("--format", choices=["saved_model"], default="saved_model")
+    parser.add_argument("--format", choices=["saved_model"], default="saved_model", help="form")
     return run_action(_action, parser.parse_args(argv))
 
 

@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="override a setting of wbc_keras/config.py, e.g. train.epochs=5 (repeatable)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
-    parser.add_argument("--dry-run", action="store_true", help="check all, train and write nothing")
+    parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check settings, data and network; write nothing"
+    )
     return run_action(_action, parser.parse_args(argv))
 
 
