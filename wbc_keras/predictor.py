@@ -56,6 +56,11 @@ class Predictor:
             )
         saved_model = _find_saved_model(path)
         if saved_model is None:
+            if not (path / "model.keras").exists():
+                raise RunError(
+                    f"{path}: is neither a run folder with a model.keras nor a SavedModel; give "
+                    "what train or export wrote"
+                )
             run = runs.open_run(path)
             classifier = load_classifier(run)
             return cls(classifier.serve, run.class_names, owner=classifier)

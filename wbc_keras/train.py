@@ -95,12 +95,12 @@ def train(
     config = _with_source(config, data)
     folder = Path(output) if output is not None else Path("artifacts") / config.name
     if resume:
+        if not dry_run:
+            runs.remove_leftovers(folder, _FILES)
         _require_same_config(folder, config)
         if _is_finished(folder):
             logger.info("%s: is finished already, nothing to resume", folder)
             return folder
-        if not dry_run:
-            runs.remove_leftovers(folder, _FILES)
     else:
         runs.require_empty(folder)
     # TensorFlow takes seconds to load: only now, when the settings are known to be right.
