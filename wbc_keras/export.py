@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
 
     classifier = load_classifier(opened)
     # Its notes name the temporary folder and the graph's own inputs, neither of use to anyone.
-    tf.get_logger().setLevel("ERROR")
+    logging.getLogger("absl").setLevel(logging.ERROR)
     with runs.replacing_folder(version) as temporary:
         tf.saved_model.save(
             classifier, str(temporary), signatures={"serving_default": classifier.serve}
