@@ -46,7 +46,8 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
 
     classifier = load_classifier(opened)
     # Its notes name the temporary folder and the graph's own inputs, neither of use to anyone.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with runs.replacing_folder(version) as temporary:
         tf.saved_model.save(
             classifier, str(temporary), signatures={"serving_default": classifier.serve}
