@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
+from wbc_keras.cache import cache_dir
 from wbc_keras.config import SyntheticConfig
 from wbc_keras.errors import DataError
-from wbc_keras.manifest import BLOODMNIST_CLASSES, Manifest, cache_dir, read_manifest
+from wbc_keras.manifest import BLOODMNIST_CLASSES, Manifest, read_manifest
 
 SMALL = SyntheticConfig(cells=24, image_size=48, patients=4, seed=3)
 

@@ -1,0 +1,106 @@
+"""The one table that every source becomes, and what its readers share."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from wbc_keras.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+COLUMNS = ("file", "label", "group", "split")
+
+MANIFEST = "manifest.csv"
+MUNICH = "annotations.dat"
+ACCEPTED = (
+    "a folder with one sub-folder of pictures for each class, a folder with manifest.csv, a .csv "
+    "file, the Munich folder with annotations.dat, a MedMNIST .npz file, or `synthetic`"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The cells of one source.
+
+    Attributes:
+        root: folder that `file` is relative to.
+        table: one row for each cell; text columns file (with forward slashes), label ("" unknown),
+            group ("" none) and split ("" none, else train, validation or test).
+        name: a short name for results: the folder's, the file's stem, or "synthetic".
+    """
+
+    root: Path
+    table: pd.DataFrame
+    name: str
+
+    def paths(self) -> list[Path]:
+        """Return the pictures' paths, in the table's order."""
+        return [self.root / file for file in self.table["file"]]
+
+    def class_names(self) -> list[str]:
+        """Return the labels present, sorted, without the unknown."""
+        return sorted(set(self.table["label"]) - {""})
+
+    def select(self, mask: npt.ArrayLike) -> Manifest:
+        """Return the rows where ``mask``, bool (n,), is true, numbered anew from 0."""
+        rows = self.table[np.asarray(mask, dtype=bool)].reset_index(drop=True)
+        return dataclasses.replace(self, table=rows)
+
+
+def make_manifest(root: Path, rows: Mapping[str, Sequence[str]], *, name: str = "") -> Manifest:
+    """Return a manifest of text ``rows``; a column that is not given is empty."""
+    count = len(rows["file"])
+    table = pd.DataFrame({column: rows.get(column, [""] * count) for column in COLUMNS}, dtype=str)
+    return Manifest(root, table, name or root.resolve().name or "data")
+
+
+def accepted(labelled: bool) -> str:
+    """Say which sources are taken."""
+    return ACCEPTED if labelled else f"{ACCEPTED}, a folder of pictures, or picture files"
+
+
+def is_picture(name: str) -> bool:
+    """Tell by its suffix whether a file is a picture."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def normalise(file: str) -> str:
+    """Return a path as written on any system with forward slashes and without detours."""
+    return posixpath.normpath(file.replace("\\", "/")) if file else ""
+
+
+def repeated(files: Sequence[str]) -> Iterator[bool]:
+    """Yield for each file whether it stood before."""
+    seen: set[str] = set()
+    for file in files:
+        yield file in seen
+        seen.add(file)
+
+
+def refuse_rows(
+    path: Path,
+    numbers: Sequence[int],
+    *,
+    faulty: Iterable[bool],
+    what: str,
+    values: Sequence[str] | None = None,
+) -> None:
+    """Raise a DataError that counts the faulty rows and names the first few."""
+    found = [index for index, is_faulty in enumerate(faulty) if is_faulty]
+    if found:
+        some = [f"{numbers[i]}" + (f" ({values[i]})" if values is not None else "") for i in found]
+        count = f" ({len(found)} rows)" if len(found) > 1 else ""
+        raise DataError(f"{path}: row {list_some(some)}{count}: {what}")
+
+
+def list_some(items: Sequence[str], limit: int = 5) -> str:
+    """Name the first few, and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
