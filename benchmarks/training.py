@@ -114,17 +114,16 @@ def describe(config: Config, model: keras.Model, *, steps: int) -> str:
 def make_our_batches(config: Config) -> tuple[tf.data.Dataset, int]:
     """Return endless training batches as `fitting.fit` makes them, and the number of classes."""
     from wbc_keras.fitting import cell_weights
-    from wbc_keras.pipeline import load_cells, make_training_batches
+    from wbc_keras.pipeline import make_training_batches
     from wbc_keras.train import plan_data
 
     plan = plan_data(config)
-    chosen = plan.assignment == "train"
-    paths, labels = plan.manifest.select(chosen).paths(), plan.labels()[chosen]
+    train = plan.load("train")
     classes = len(plan.class_names)
     batches = make_training_batches(
-        load_cells(paths, roi=config.roi, image_size=config.data.image_size),
-        labels,
-        cell_weights(labels, config=config, classes=classes),
+        train.cells,
+        train.labels,
+        cell_weights(train.labels, config=config, classes=classes),
         augment=config.augment,
         batch_size=config.train.batch_size,
         seed=config.train.seed,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from wbc_keras.cells import load_cells
 from wbc_keras.export import main
-from wbc_keras.pipeline import load_cells
 from wbc_keras.predictions import class_columns, read_predictions
 from wbc_keras.predictor import load_model
 from wbc_keras.runs import open_run

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from wbc_keras import fitting
+from wbc_keras.cells import Cells
 from wbc_keras.config import load_config
 from wbc_keras.errors import RunError
 from wbc_keras.fitting import (
@@ -20,7 +21,6 @@ from wbc_keras.fitting import (
     plan_phases,
     should_stop,
 )
-from wbc_keras.pipeline import Cells
 
 CLASSES = 3
 COLUMNS = "epoch,phase,learning_rate,loss,accuracy,macro_f1,val_loss,val_accuracy,val_macro_f1"

@@ -1,41 +1,75 @@
-"""Where derived cells are kept, and how a folder there comes to be: whole or not at all."""
+"""Where derived cells are kept, and how a folder there comes to be: once, whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import filelock
 
 from wbc_keras.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 
 def cache_dir() -> Path:
-    """Return where drawn and unpacked cells are kept: WBC_KERAS_CACHE or ~/.cache/wbc_keras."""
+    """Return where derived cells are kept: WBC_KERAS_CACHE or ~/.cache/wbc_keras."""
     return Path(os.environ.get("WBC_KERAS_CACHE") or Path.home() / ".cache" / "wbc_keras")
 
 
-def materialise(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder that then becomes ``folder``: whole or not at all."""
+def materialise(
+    folder: Path, write: Callable[[Path], None], *, is_whole: Callable[[Path], bool] = Path.is_dir
+) -> None:
+    """Let ``write`` fill a folder of the cache, unless it is there and whole.
+
+    It is filled beside its place and moved there when it is whole; what a killed run left is
+    removed. A second process that wants the same folder waits for the first.
+
+    Raises:
+        DataError: the cache cannot be written, or its disk is full.
+    """
+    if is_whole(folder):
+        return
+    unfinished = folder.with_name(f".{folder.name}.new")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        with _lock(folder):
+            if is_whole(folder):
+                return
+            for left in (unfinished, folder):
+                shutil.rmtree(left, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            try:
+                write(unfinished)
+                os.replace(unfinished, folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"{folder.parent}: cannot be written ({error.strerror}); set the environment variable "
-            "WBC_KERAS_CACHE to a folder of yours"
+            f"{folder.parent}: cannot be written ({error.strerror}); make room there, or set the "
+            "environment variable WBC_KERAS_CACHE to a folder of yours"
         ) from error
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of ``folder``; the system frees it when its holder dies."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(locks / f"{folder.parent.name}-{folder.name}.lock")
     try:
-        write(temporary)
-        os.replace(temporary, folder)
-    except OSError:
-        # Another process may have finished the same folder first; its content is equal.
-        if not folder.is_dir():
-            raise
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        logger.info("%s: another run is making it, waiting", folder)
+        lock.acquire()
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
 
 
 def hash_file(path: Path) -> str:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from wbc_keras.cells import Cells
     from wbc_keras.metrics import Evaluation
-    from wbc_keras.pipeline import Cells
     from wbc_keras.selection import Selection
 
 _BATCH = 64
@@ -75,9 +75,6 @@ def evaluate(
     folder = Path(output) if output else opened.folder / "evaluation" / selection.name
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
-    from wbc_keras.images import require_readable
-
-    require_readable(selection.manifest.paths())
     cells, probabilities = predict_cells(opened, selection)
     evaluation = _score(opened, selection, probabilities)
     with runs.replacing_folder(folder) as temporary:
@@ -89,13 +86,13 @@ def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarra
     """Return the selected cells, cropped, and float32 probabilities ``(n, classes)``."""
     import keras
 
-    from wbc_keras.pipeline import load_cells, make_batches
+    from wbc_keras.pipeline import make_batches
     from wbc_keras.predictor import load_model
+    from wbc_keras.prepared import prepare
 
     settings = run.config
-    cells = load_cells(
-        selection.manifest.paths(), roi=settings.roi, image_size=settings.data.image_size
-    )
+    prepared = prepare(selection.source, roi=settings.roi, image_size=settings.data.image_size)
+    cells = prepared.take(selection.manifest.table["file"])
     model = load_model(run)
     logits = model.predict(make_batches(cells, batch_size=_BATCH), verbose=0)
     return cells, keras.ops.convert_to_numpy(keras.ops.softmax(logits))

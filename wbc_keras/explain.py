@@ -86,10 +86,8 @@ def explain(
     load_tensorflow()
     from wbc_keras.evaluate import predict_cells
     from wbc_keras.gradcam import make_heatmaps
-    from wbc_keras.images import require_readable
     from wbc_keras.predictor import load_model
 
-    require_readable(selection.manifest.paths())
     cells, probabilities = predict_cells(opened, selection)
     labels = selection.labels(opened.class_names)
     chosen = choose_samples(labels, probabilities, samples=samples)

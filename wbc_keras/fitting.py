@@ -22,11 +22,12 @@ import pandas as pd
 
 from wbc_keras import runs
 from wbc_keras.balance import class_weights
+from wbc_keras.cells import Cells
 from wbc_keras.classifier import set_trainable
 from wbc_keras.config import Config, TrainConfig
 from wbc_keras.errors import RunError
 from wbc_keras.losses import MacroF1, build_loss
-from wbc_keras.pipeline import Cells, count_steps, make_batches, make_training_batches
+from wbc_keras.pipeline import count_steps, make_batches, make_training_batches
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from wbc_keras.cells import crop_cells, find_cells
 from wbc_keras.config import RoiConfig
-from wbc_keras.images import decode
-from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
 
 
 class CellClassifier(tf.Module):
@@ -46,31 +45,10 @@ class CellClassifier(tf.Module):
             ``probabilities`` float32 ``(batch, classes)``, ``label`` string ``(batch,)`` and
             ``roi`` float32 ``(batch, 4)``: y0, x0, y1, x1 in shares of the picture.
         """
-        boxes = self._find_cells(image_bytes)
-        images = self._crop_cells(image_bytes, boxes)
+        boxes = find_cells(image_bytes, roi=self._roi)[0].boxes
+        images = crop_cells(image_bytes, boxes, image_size=self._image_size)
         logits = self._model(tf.cast(images, tf.float32), training=False)
         probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
         names = tf.constant(self._class_names)
         label = tf.gather(names, tf.argmax(probabilities, axis=1))
         return {"probabilities": probabilities, "label": label, "roi": boxes}
-
-    def _find_cells(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        def shrink(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            image = decode(encoded)
-            return make_thumbnail(image), tf.shape(image)[:2]
-
-        signature = (
-            tf.TensorSpec([THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3], tf.float32),
-            tf.TensorSpec([2], tf.int32),
-        )
-        thumbnails, sizes = tf.map_fn(shrink, image_bytes, fn_output_signature=signature)
-        return locate(thumbnails, sizes, mode=self._roi.mode, margin=self._roi.margin).boxes
-
-    def _crop_cells(self, image_bytes: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-        # Decoding again costs less than a hundredth of the network, and only the pictures at work
-        # are ever held whole, whatever their sizes.
-        def cut(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            return crop(decode(pair[0]), pair[1], image_size=self._image_size)
-
-        signature = tf.TensorSpec([*self._image_size, 3], tf.uint8)
-        return tf.map_fn(cut, (image_bytes, boxes), fn_output_signature=signature)

@@ -29,11 +29,13 @@ class Selection:
 
     Attributes:
         name: what results are filed under: the split's name, or the other source's.
+        source: all cells of the source that they are taken from.
         manifest: the cells; labels are class names of the model.
         left_out: cells by label of the source that the model has no class for.
     """
 
     name: str
+    source: Manifest
     manifest: Manifest
     left_out: Mapping[str, int]
 
@@ -70,10 +72,10 @@ def select_cells(
         )
     if own is not None:
         split = split or "test"
-        return Selection(split, _take_split(own, split), {})
+        return Selection(split, manifest, _take_split(own, split), {})
     split = split or "all"
     name = manifest.name if split == "all" else f"{manifest.name}_{split}"
-    return _share_labels(run, name, _take_split(manifest, split))
+    return _share_labels(run, name, manifest, split)
 
 
 def _read_labelled(config: Config, data: str | Path | None) -> Manifest:
@@ -133,7 +135,8 @@ def _take_split(manifest: Manifest, split: str) -> Manifest:
     return chosen
 
 
-def _share_labels(run: Run, name: str, manifest: Manifest) -> Selection:
+def _share_labels(run: Run, name: str, source: Manifest, split: str) -> Selection:
+    manifest = _take_split(source, split)
     mapping = shared_names(run.class_names, manifest.class_names())
     labels = manifest.table["label"]
     left_out = Counter(label for label in labels if label not in mapping)
@@ -148,4 +151,4 @@ def _share_labels(run: Run, name: str, manifest: Manifest) -> Selection:
         logger.warning("%s: left out, as the model has no such class: %s", manifest.root, counts)
     shared = manifest.select(labels.isin(list(mapping)).to_numpy())
     table = shared.table.assign(label=shared.table["label"].map(mapping))
-    return Selection(name, dataclasses.replace(shared, table=table), dict(left_out))
+    return Selection(name, source, dataclasses.replace(shared, table=table), dict(left_out))

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from wbc_keras.cells import Cells
     from wbc_keras.fitting import LabelledCells
     from wbc_keras.images import BadImage
     from wbc_keras.manifest import Manifest
-    from wbc_keras.pipeline import Cells
+    from wbc_keras.prepared import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class DataPlan:
     """The readable, labelled cells with their splits; bad pictures apart."""
 
     manifest: Manifest
+    prepared: Prepared
     assignment: np.ndarray
     class_names: tuple[str, ...]
     notes: tuple[str, ...]
@@ -144,31 +146,40 @@ class DataPlan:
         index = {name: i for i, name in enumerate(self.class_names)}
         return self.manifest.table["label"].map(index).to_numpy("int32")
 
+    def load(self, split: str) -> LabelledCells:
+        """Return the cells of a split; their pictures stay on disk."""
+        from wbc_keras.fitting import LabelledCells
+
+        chosen = self.assignment == split
+        cells = self.prepared.take(self.manifest.table["file"][chosen])
+        return LabelledCells(cells, self.labels()[chosen])
+
 
 def plan_data(config: Config) -> DataPlan:
-    """Read the manifest, check every picture, and split.
+    """Read the manifest, find the cell in every picture, and split.
 
     Raises:
         DataError: what is wrong with the source; all bad pictures are named together.
     """
-    from wbc_keras.images import describe_bad, find_bad_images
+    from wbc_keras.images import describe_bad
     from wbc_keras.manifest import read_manifest
+    from wbc_keras.prepared import prepare
     from wbc_keras.splits import make_splits
 
     settings, split = config.data, config.split
     assert settings.source is not None  # `train` has seen to it
-    manifest = read_manifest(
+    source = read_manifest(
         settings.source, label_column=settings.label_column, synthetic=settings.synthetic
     )
-    manifest = _without_labels(manifest, settings.exclude_labels)
-    bad = find_bad_images(manifest.paths())
+    manifest = _without_labels(source, settings.exclude_labels)
+    prepared = prepare(source, roi=config.roi, image_size=settings.image_size)
+    bad = prepared.bad_among(manifest.table["file"])
     if bad and settings.bad_images == "error":
         raise DataError(
-            f"{describe_bad(bad)}; mend or remove them, or leave them out with "
+            f"{describe_bad(list(bad.values()))}; mend or remove them, or leave them out with "
             "--set data.bad_images=skip"
         )
-    bad_paths = {image.path for image in bad}
-    manifest = manifest.select([path not in bad_paths for path in manifest.paths()])
+    manifest = manifest.select(~manifest.table["file"].isin(list(bad)).to_numpy())
     names = manifest.class_names()
     if len(names) < 2:
         raise DataError(
@@ -184,7 +195,9 @@ def plan_data(config: Config) -> DataPlan:
         folds=folds,
         seed=split.seed,
     )
-    return DataPlan(manifest, splits.assignment, tuple(names), splits.notes, tuple(bad))
+    return DataPlan(
+        manifest, prepared, splits.assignment, tuple(names), splits.notes, bad=tuple(bad.values())
+    )
 
 
 def _without_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
@@ -217,7 +230,7 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
         if dry_run:
             return folder
         _write_plan(config, plan, folder)
-        train_cells, validation_cells = (_load(config, plan, name) for name in _LOADED)
+        train_cells, validation_cells = plan.load("train"), plan.load("validation")
         _print_found(config.roi.mode, train_cells.cells, validation_cells.cells)
         fit(
             model,
@@ -232,20 +245,6 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
     # Its absence, beside a history, says that the run is finished.
     (folder / "training_state.npz").unlink(missing_ok=True)
     return folder
-
-
-_LOADED = ("train", "validation")
-
-
-def _load(config: Config, plan: DataPlan, split: str) -> LabelledCells:
-    from wbc_keras.fitting import LabelledCells
-    from wbc_keras.pipeline import load_cells
-
-    chosen = plan.assignment == split
-    print(f"reading {chosen.sum()} cells of {split}", flush=True)
-    paths = plan.manifest.select(chosen).paths()
-    cells = load_cells(paths, roi=config.roi, image_size=config.data.image_size)
-    return LabelledCells(cells, plan.labels()[chosen])
 
 
 def choose_device(settings: TrainConfig) -> tuple[str, str, bool]:

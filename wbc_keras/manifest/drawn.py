@@ -23,7 +23,6 @@ def read_synthetic(settings: SyntheticConfig) -> Manifest:
     values = json.dumps(dataclasses.asdict(settings), sort_keys=True).encode()
     key = hashlib.sha256(source + values).hexdigest()
     folder = cache_dir() / "synthetic" / key[:16]
-    if not folder.is_dir():
-        materialise(folder, lambda target: synthetic.write_cells(target, settings))
+    materialise(folder, lambda target: synthetic.write_cells(target, settings))
     manifest = read_csv(folder / MANIFEST, label_column="label", labelled=True)
     return dataclasses.replace(manifest, name="synthetic")

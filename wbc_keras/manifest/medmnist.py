@@ -46,9 +46,7 @@ _UNREADABLE_NPZ = (
 def read_npz(path: Path) -> Manifest:
     """Read a MedMNIST file; its own splits are kept."""
     folder = cache_dir() / "npz" / f"{path.stem}-{hash_file(path)[:16]}"
-    if not folder.is_dir():
-        arrays = _load_npz(path)
-        materialise(folder, lambda target: _write_npz(target, arrays, path=path))
+    materialise(folder, lambda target: _write_npz(target, _load_npz(path), path=path))
     manifest = read_csv(folder / MANIFEST, label_column="label", labelled=True)
     return dataclasses.replace(manifest, name=path.stem)
 

@@ -1,0 +1,206 @@
+"""Cropped cells, and the way from picture files to them: decode, find the cell, crop it.
+
+`find_cells` and `crop_cells` are the graph that training reads its cells by and that the exported
+model holds. Chunks of pictures go through it on all cores; what a picture gives depends on nothing
+but the picture and the settings.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from wbc_keras.config import RoiConfig
+from wbc_keras.images import BadImage, decode, find_bad_images, read_bytes
+from wbc_keras.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
+
+CHUNK = 64
+
+
+class MappedImages:
+    """Rows of an array on disk, ``(n, height, width, 3)``: what is indexed is read, no more.
+
+    Args:
+        array: the whole array, memory-mapped.
+        rows: int ``(n,)``, which of its rows these are, in this order.
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self._array = array
+        self._rows = rows
+        self.shape = (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self._array[self._rows[index]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._array[self._rows], dtype)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cropped cells.
+
+    images: uint8 ``(n, height, width, 3)``, RGB, in memory or on disk. boxes: float32 ``(n, 4)``,
+    y0, x0, y1, x1 in shares of the picture. found: bool ``(n,)``, False where the crop fell back to
+    the centre.
+    """
+
+    images: np.ndarray | MappedImages
+    boxes: np.ndarray
+    found: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Up to 64 cells in the order of their files; those of bad pictures, by place, are black."""
+
+    cells: Cells
+    bad: dict[int, BadImage]
+
+
+def find_cells(image_bytes: tf.Tensor, *, roi: RoiConfig) -> tuple[Roi, tf.Tensor]:
+    """Find the cell in each encoded JPEG or PNG, string ``(b,)``; graph operations.
+
+    Returns:
+        what `locate` gives, and the pictures' sizes, int32 ``(b, 2)``.
+    """
+
+    def shrink(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = decode(encoded)
+        return make_thumbnail(image), tf.shape(image)[:2]
+
+    signature = (
+        tf.TensorSpec([THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3], tf.float32),
+        tf.TensorSpec([2], tf.int32),
+    )
+    thumbnails, sizes = tf.map_fn(shrink, image_bytes, fn_output_signature=signature)
+    return locate(thumbnails, sizes, mode=roi.mode, margin=roi.margin), sizes
+
+
+def crop_cells(
+    image_bytes: tf.Tensor, boxes: tf.Tensor, *, image_size: tuple[int, int]
+) -> tf.Tensor:
+    """Cut a box out of each encoded picture: uint8 ``(b, *image_size, 3)``; graph operations.
+
+    Decoded a second time, which costs a tenth of finding the cell: so only the pictures at work are
+    ever held whole, whatever their sizes.
+    """
+
+    def cut(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        return crop(decode(pair[0]), pair[1], image_size=image_size)
+
+    signature = tf.TensorSpec([*image_size, 3], tf.uint8)
+    return tf.map_fn(cut, (image_bytes, boxes), fn_output_signature=signature)
+
+
+def load_cells(paths: Iterable[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Cells:
+    """Read pictures into one `Cells` in memory, in the order of ``paths``.
+
+    Raises:
+        images.BadImage: a picture cannot be used; the first one is named.
+    """
+    parts = []
+    for chunk in iter_chunks(paths, roi=roi, image_size=image_size):
+        for fault in chunk.bad.values():
+            raise fault
+        parts.append(chunk.cells)
+    return Cells(
+        np.concatenate([np.asarray(part.images) for part in parts]),
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.found for part in parts]),
+    )
+
+
+def iter_chunks(
+    paths: Iterable[Path], *, roi: RoiConfig, image_size: tuple[int, int]
+) -> Iterator[Chunk]:
+    """Read pictures in order and yield their cells, 64 at a time, in flat memory."""
+    workers = os.cpu_count() or 1
+    make = functools.partial(crop_chunk, roi=roi, image_size=image_size)
+    waiting: collections.deque[Future[Chunk]] = collections.deque()
+    rest = iter(paths)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while part := list(itertools.islice(rest, CHUNK)):
+                waiting.append(pool.submit(make, part))
+                # A few ahead, not all: a slow reader of these must not find them all in memory.
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def crop_chunk(paths: Sequence[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Chunk:
+    """Find and crop the cell in each picture; what is wrong with a picture is told, not raised."""
+    encoded, bad = [], {}
+    for place, path in enumerate(paths):
+        try:
+            encoded.append(read_bytes(path))
+        except BadImage as fault:
+            encoded.append(_blank())
+            bad[place] = fault
+    cut = _make_cutter(roi, image_size)
+    try:
+        images, boxes, found, smallest = cut(tf.constant(encoded, tf.string))
+        is_sound = bool(tf.reduce_all((smallest > 1) | _at(bad, len(paths))))
+    except tf.errors.OpError:
+        is_sound = False
+    if not is_sound:
+        # Seldom: only now is each picture looked at by itself.
+        bad |= _find_bad(paths)
+        encoded = [_blank() if place in bad else data for place, data in enumerate(encoded)]
+        images, boxes, found, _ = cut(tf.constant(encoded, tf.string))
+    is_bad = _at(bad, len(paths))
+    return Chunk(Cells(images.numpy(), boxes.numpy(), found.numpy() & ~is_bad), bad)
+
+
+def _find_bad(paths: Sequence[Path]) -> dict[int, BadImage]:
+    by_path = {fault.path: fault for fault in find_bad_images(paths)}
+    return {place: by_path[path] for place, path in enumerate(paths) if path in by_path}
+
+
+def _at(places: dict[int, BadImage], count: int) -> np.ndarray:
+    mask = np.zeros(count, bool)
+    mask[list(places)] = True
+    return mask
+
+
+@functools.cache
+def _blank() -> bytes:
+    """Return a black picture that stands in for a bad one."""
+    return bytes(cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes())
+
+
+@functools.cache
+def _make_cutter(roi: RoiConfig, image_size: tuple[int, int]) -> Any:
+    """Compile the way from encoded pictures to crops, boxes, found and the shorter sides."""
+
+    def cut(image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        located, sizes = find_cells(image_bytes, roi=roi)
+        images = crop_cells(image_bytes, located.boxes, image_size=image_size)
+        return images, located.boxes, located.found, tf.reduce_min(sizes, axis=1)
+
+    signature = [tf.TensorSpec([None], tf.string)]
+    # Traced here: threads that meet during the first call would be warned of retracing.
+    return tf.function(cut, input_signature=signature).get_concrete_function()

@@ -1,0 +1,220 @@
+"""Cropped cells on disk: made once for a source, ROI settings and size, read by every later run.
+
+A store is a folder of the cache, named by a hash of all that decides what is in it::
+
+    prepared/<hash>/  images.bin  boxes.npy  found.npy  about.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from wbc_keras import cells, images, localize
+from wbc_keras.cache import cache_dir, materialise
+from wbc_keras.cells import CHUNK, Cells, MappedImages, iter_chunks
+from wbc_keras.config import RoiConfig
+from wbc_keras.errors import DataError
+from wbc_keras.images import BadImage, describe_bad
+from wbc_keras.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+_TABLES = ("boxes.npy", "found.npy")
+_CHECKED_CHUNKS = 256  # when a store is opened: all of 16,000 cells, a spread of more
+_SPARE_ROOM = 1.02  # of the pictures' room: boxes and the rest take less than a hundredth
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The cells of one source, each at its row in the manifest.
+
+    Attributes:
+        folder: where the store lies.
+        files: the manifest's files.
+        bad: row -> what is wrong with a picture that cannot be used; its cell is black.
+        images: uint8 ``(n, height, width, 3)``, memory-mapped.
+        boxes: float32 ``(n, 4)``.
+        found: bool ``(n,)``.
+    """
+
+    folder: Path
+    files: pd.Index
+    bad: Mapping[int, BadImage]
+    images: np.ndarray
+    boxes: np.ndarray
+    found: np.ndarray
+
+    def take(self, files: pd.Series[str]) -> Cells:
+        """Return the cells of these files, in this order; the pictures stay on disk.
+
+        Raises:
+            DataError: pictures among them cannot be used; all are named.
+        """
+        if bad := list(self.bad_among(files).values()):
+            raise DataError(f"{describe_bad(bad)}; mend or remove them")
+        rows = self._rows_of(files)
+        return Cells(MappedImages(self.images, rows), self.boxes[rows], self.found[rows])
+
+    def bad_among(self, files: pd.Series[str]) -> dict[str, BadImage]:
+        """Return those of the files whose picture cannot be used, with what is wrong."""
+        if not self.bad:
+            return {}
+        rows = zip(files, self._rows_of(files).tolist(), strict=True)
+        return {file: self.bad[row] for file, row in rows if row in self.bad}
+
+    def _rows_of(self, files: pd.Series[str]) -> np.ndarray:
+        rows = self.files.get_indexer(pd.Index(files))
+        if (rows < 0).any():
+            raise ValueError("files: expected files of the manifest that was prepared")
+        return rows
+
+
+def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) -> Prepared:
+    """Return the cropped cells of a source; they are made if this is the first time.
+
+    Args:
+        manifest: a source as it was read, with all its rows: its splits and folds share the store.
+        roi: how the cell is found and cropped.
+        image_size: height and width of the crops.
+
+    Raises:
+        DataError: the cache cannot be written or its disk has too little room.
+    """
+    key = _hash_all(manifest, roi=roi, image_size=image_size)
+    folder = cache_dir() / "prepared" / key[:32]
+    shape = (len(manifest.table), *image_size, 3)
+    materialise(
+        folder,
+        lambda target: _write(target, manifest, roi=roi, image_size=image_size),
+        is_whole=lambda path: _is_whole(path, shape),
+    )
+    files = manifest.table["file"]
+    return Prepared(
+        folder,
+        pd.Index(files),
+        {
+            row: BadImage(manifest.root / files.iloc[row], reason)
+            for row, reason in _read_about(folder)["bad"]
+        },
+        images=np.memmap(folder / "images.bin", np.uint8, "r", shape=shape),
+        boxes=np.load(folder / "boxes.npy"),
+        found=np.load(folder / "found.npy"),
+    )
+
+
+def _hash_all(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) -> str:
+    """Hash what decides the cells: the files as they are now, the settings and the code."""
+    digest = hashlib.sha256()
+    for module in (cells, images, localize):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    settings = [dataclasses.asdict(roi), image_size, tf.__version__]
+    digest.update(json.dumps(settings).encode())
+    digest.update(os.fsencode(manifest.root.resolve()))
+    for file in manifest.table["file"]:
+        digest.update(_describe_file(manifest.root, file))
+    return digest.hexdigest()
+
+
+def _describe_file(root: Path, file: str) -> bytes:
+    try:
+        status = os.stat(os.path.join(root, file))
+    except OSError:
+        return os.fsencode(f"{file}\0gone\n")
+    return os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n")
+
+
+# Writing
+
+
+def _write(
+    folder: Path, manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]
+) -> None:
+    files = manifest.table["file"]
+    # One by one: a million Path objects would take more than all the rest.
+    paths = (manifest.root / file for file in files)
+    _require_room(folder, len(files) * image_size[0] * image_size[1] * 3)
+    print(f"preparing {len(files)} cells, kept in {folder.parent}", flush=True)
+    progress = keras.utils.Progbar(len(files), unit_name="chunk")
+    boxes, found = [], []
+    checksums: list[int] = []
+    bad: list[tuple[int, str]] = []
+    with (folder / "images.bin").open("wb") as stream:
+        for chunk in iter_chunks(paths, roi=roi, image_size=image_size):
+            start = CHUNK * len(checksums)
+            pictures = np.asarray(chunk.cells.images).tobytes()
+            stream.write(pictures)
+            checksums.append(zlib.crc32(pictures))
+            boxes.append(chunk.cells.boxes)
+            found.append(chunk.cells.found)
+            bad += [(start + place, fault.reason) for place, fault in sorted(chunk.bad.items())]
+            progress.update(start + len(chunk.cells))
+        stream.flush()
+        os.fsync(stream.fileno())
+    np.save(folder / "boxes.npy", np.concatenate(boxes))
+    np.save(folder / "found.npy", np.concatenate(found))
+    tables = {name: _crc(folder / name) for name in _TABLES}
+    about = {"source": str(manifest.root), "bad": bad, "tables": tables, "checksums": checksums}
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < _SPARE_ROOM * needed:
+        room = f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOSPC, room)
+
+
+# Checking
+
+
+def _is_whole(folder: Path, shape: tuple[int, ...]) -> bool:
+    """Tell whether a store is there and holds what was written; a damaged one is told of."""
+    if not folder.is_dir():
+        return False
+    try:
+        about = _read_about(folder)
+        faults = [name for name, crc in about["tables"].items() if _crc(folder / name) != crc]
+        faults += [] if _holds(folder / "images.bin", shape, about["checksums"]) else ["images.bin"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        faults = [f"about.json ({error})"]
+    if faults:
+        logger.warning("%s: is damaged (%s) and is made anew", folder, ", ".join(faults))
+    return not faults
+
+
+def _holds(path: Path, shape: tuple[int, ...], checksums: Sequence[int]) -> bool:
+    """Compare the size of images.bin, and the checksums of all chunks or of a spread of them."""
+    count = -(-shape[0] // CHUNK)
+    if path.stat().st_size != math.prod(shape) or len(checksums) != count:
+        return False
+    pictures = np.memmap(path, np.uint8, "r", shape=shape)
+    chosen = np.unique(np.linspace(0, count - 1, min(count, _CHECKED_CHUNKS)).astype(int))
+    return all(
+        zlib.crc32(pictures[chunk * CHUNK : (chunk + 1) * CHUNK].data) == checksums[chunk]
+        for chunk in chosen.tolist()
+    )
+
+
+def _crc(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "about.json").read_text(encoding="utf-8")))
