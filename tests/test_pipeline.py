@@ -1,32 +1,17 @@
-"""From files to batches: the same crop from every format, an epoch a function of its number."""
+"""From cells to batches: every cell once, an epoch a function of its number."""
 
 from __future__ import annotations
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from wbc_keras.augment import CellAugmentation, draw_uniforms
-from wbc_keras.config import AugmentConfig, RoiConfig
-from wbc_keras.images import BadImage
-from wbc_keras.localize import crop, locate, make_thumbnail
-from wbc_keras.pipeline import (
-    Cells,
-    count_steps,
-    crop_cells,
-    iter_cells,
-    load_cells,
-    make_batches,
-    make_training_batches,
-)
-from wbc_keras.synthetic import draw_cell
+from wbc_keras.cells import Cells, StoredImages
+from wbc_keras.config import AugmentConfig
+from wbc_keras.pipeline import count_steps, make_batches, make_training_batches
 
-SIZE = (40, 48)
-ROI = RoiConfig()
 AUGMENT = AugmentConfig()
 STILL = AugmentConfig(
     flip=False,
@@ -39,16 +24,6 @@ STILL = AugmentConfig(
     hue=0,
     saturation=0,
 )
-
-
-def write(path, image):
-    _, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
-    path.write_bytes(encoded.tobytes())
-    return path
-
-
-def drawn(size, seed=0):
-    return draw_cell("monocyte", size=size, rng=np.random.default_rng(seed)).image
 
 
 def numbered(count, size=8):
@@ -78,82 +53,6 @@ def cells():
     return Cells(images, np.zeros((10, 4), np.float32), np.ones(10, bool))
 
 
-# Reading and cropping
-
-
-def test_same_picture_in_each_format_gives_the_same_crop(tmp_path):
-    image = drawn(100)
-    paths = [write(tmp_path / f"cell{suffix}", image) for suffix in (".png", ".tiff", ".bmp")]
-    cells = load_cells(paths, roi=ROI, image_size=SIZE)
-    assert cells.images.shape == (3, *SIZE, 3)
-    assert cells.images.dtype == np.uint8
-    for i in (1, 2):
-        np.testing.assert_array_equal(cells.images[i], cells.images[0])
-        np.testing.assert_array_equal(cells.boxes[i], cells.boxes[0])
-
-
-def test_pictures_of_several_sizes_come_out_in_order(tmp_path):
-    # 70 cells are more than one chunk.
-    sizes = [50 + 3 * (i % 11) for i in range(70)]
-    images = [drawn(size, seed) for seed, size in enumerate(sizes)]
-    paths = [write(tmp_path / f"{i}.png", image) for i, image in enumerate(images)]
-    cells = load_cells(paths, roi=ROI, image_size=SIZE)
-    assert (len(cells), cells.boxes.shape, cells.found.shape) == (70, (70, 4), (70,))
-    for i in (0, 1, 63, 64, 69):
-        alone = locate(
-            make_thumbnail(images[i])[None],
-            tf.constant([images[i].shape[:2]]),
-            mode=ROI.mode,
-            margin=ROI.margin,
-        )
-        np.testing.assert_allclose(cells.boxes[i], alone.boxes[0], atol=1e-6)
-        assert cells.found[i] == bool(alone.found[0])
-        expected = crop(tf.constant(images[i]), tf.constant(cells.boxes[i]), image_size=SIZE)
-        np.testing.assert_array_equal(cells.images[i], expected)
-
-
-def test_whole_picture_of_the_right_size_is_untouched(tmp_path):
-    image = drawn(64)
-    path = write(tmp_path / "cell.png", image)
-    cells = load_cells([path], roi=RoiConfig(mode="none"), image_size=(64, 64))
-    np.testing.assert_array_equal(cells.images[0], image)
-    np.testing.assert_array_equal(cells.boxes[0], [0, 0, 1, 1])
-
-
-def test_crop_is_the_box_of_the_picture():
-    # A picture of the pixel's own place shows which part was taken.
-    rows, columns = np.mgrid[:120, :200]
-    image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    with ThreadPoolExecutor(1) as pool:
-        cells = crop_cells([image], roi=RoiConfig(mode="center"), image_size=(32, 32), pool=pool)
-    y0, x0, y1, x1 = cells.boxes[0] * [120, 200, 120, 200]
-    assert y1 - y0 == pytest.approx(x1 - x0, abs=0.01)
-    step = (y1 - y0) / 32
-    centers = (np.arange(32) + 0.5) * step - 0.5
-    np.testing.assert_allclose(cells.images[0, :, 16, 0], y0 + centers, atol=0.6)
-    np.testing.assert_allclose(cells.images[0, 16, :, 1], x0 + centers, atol=0.6)
-
-
-def test_cells_are_yielded_in_chunks(tmp_path):
-    path = write(tmp_path / "cell.png", drawn(40))
-    parts = [len(part) for part in iter_cells([path] * 130, roi=ROI, image_size=SIZE)]
-    assert sum(parts) == 130
-    assert max(parts) <= 64
-
-
-def test_threads_that_crop_first_are_not_warned_of_retracing(tmp_path, caplog):
-    paths = [write(tmp_path / f"{i}.png", drawn(40 + i)) for i in range(16)]
-    load_cells(paths, roi=ROI, image_size=(33, 37))
-    assert not caplog.text
-
-
-def test_unreadable_picture_is_named(tmp_path):
-    good, bad = write(tmp_path / "good.png", drawn(40)), tmp_path / "bad.png"
-    bad.write_bytes(good.read_bytes()[:200])
-    with pytest.raises(BadImage, match=r"bad\.png"):
-        load_cells([good, bad], roi=ROI, image_size=SIZE)
-
-
 # Validation, test, prediction
 
 
@@ -170,6 +69,19 @@ def test_batches_hold_every_cell_once_in_order_and_unchanged(cells):
 def test_batches_without_labels_are_images_alone(cells):
     (images,) = next(make_batches(cells, batch_size=16).as_numpy_iterator())
     np.testing.assert_array_equal(images, cells.images)
+
+
+def test_cells_on_disk_give_the_batches_of_cells_in_memory(cells, tmp_path):
+    cells.images.tofile(tmp_path / "images.bin")
+    rows = np.array([7, 1, 4, 9, 0, 2])
+    images = StoredImages(tmp_path / "images.bin", image_size=(16, 16), rows=rows)
+    on_disk = Cells(images, cells.boxes[rows], cells.found[rows])
+    in_memory = Cells(cells.images[rows], cells.boxes[rows], cells.found[rows])
+    one, other = (training(part, epochs=range(2)) for part in (on_disk, in_memory))
+    for batch, expected in zip(one, other, strict=True):
+        np.testing.assert_array_equal(batch[0], expected[0])
+    (images,) = next(make_batches(on_disk, batch_size=16).as_numpy_iterator())
+    np.testing.assert_array_equal(images, in_memory.images)
 
 
 # Training

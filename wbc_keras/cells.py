@@ -10,7 +10,10 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import math
 import os
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,27 +31,44 @@ from wbc_keras.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
 CHUNK = 64
 
 
-class MappedImages:
-    """Rows of an array on disk, ``(n, height, width, 3)``: what is indexed is read, no more.
+class StoredImages:
+    """Pictures of one size, one after the other in a file: what is indexed is read, no more.
+
+    The file is held open, so that a run outlives a cache that is cleared meanwhile. It is read and
+    not mapped, whose pages would count as the process's own memory.
 
     Args:
-        array: the whole array, memory-mapped.
-        rows: int ``(n,)``, which of its rows these are, in this order.
+        path: the file; uint8, RGB.
+        image_size: height and width of each picture.
+        rows: int ``(n,)``, which of the file's pictures these are, in this order.
     """
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
-        self._array = array
+    def __init__(self, path: Path, *, image_size: tuple[int, int], rows: np.ndarray) -> None:
+        self.shape = (len(rows), *image_size, 3)
         self._rows = rows
-        self.shape = (len(rows), *array.shape[1:])
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._lock = threading.Lock()
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return np.asarray(self._array[self._rows[index]])
+        rows = self._rows[index]
+        return self._read(rows) if np.ndim(rows) else self._read(rows[np.newaxis])[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._array[self._rows], dtype)
+        return np.asarray(self._read(self._rows), dtype)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        size = math.prod(self.shape[1:])
+        with self._lock:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                os.lseek(self._file, row * size, os.SEEK_SET)
+                data = np.frombuffer(os.read(self._file, size), np.uint8)
+                image[...] = data.reshape(image.shape)
+        return images
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ class Cells:
     the centre.
     """
 
-    images: np.ndarray | MappedImages
+    images: np.ndarray | StoredImages
     boxes: np.ndarray
     found: np.ndarray
 

@@ -18,6 +18,22 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m wbc_keras.{module}", description=description)
 
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options that settings and pictures come from: --config, --data and --set."""
+    parser.add_argument("--config", required=True, help="YAML file of settings")
+    parser.add_argument(
+        "--data",
+        help="class folder, folder with manifest.csv, CSV, Munich folder, .npz or 'synthetic'",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of wbc_keras/config.py, e.g. train.epochs=5 (repeatable)",
+    )
+
+
 def run_action(action: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Call ``action(arguments)`` and return the exit code: 0 done, 2 the user's mistake.
 

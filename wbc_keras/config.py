@@ -149,6 +149,17 @@ class Config:
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
 
+    def with_source(self, data: str | Path | None) -> Config:
+        """Return the same settings for the pictures of ``data``, or of data.source if None.
+
+        Raises:
+            ConfigError: neither is given.
+        """
+        source = str(data) if data is not None else self.data.source
+        if source is None:
+            raise ConfigError("no pictures given: pass --data PATH or set data.source")
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, source=source))
+
 
 def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``KEY=VALUE`` overrides in order, and check everything.

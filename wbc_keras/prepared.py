@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from wbc_keras import cells, images, localize
 from wbc_keras.cache import cache_dir, materialise
-from wbc_keras.cells import CHUNK, Cells, MappedImages, iter_chunks
+from wbc_keras.cells import CHUNK, Cells, StoredImages, iter_chunks
 from wbc_keras.config import RoiConfig
 from wbc_keras.errors import DataError
 from wbc_keras.images import BadImage, describe_bad
@@ -36,6 +36,7 @@ from wbc_keras.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
+_IMAGES = "images.bin"
 _TABLES = ("boxes.npy", "found.npy")
 _CHECKED_CHUNKS = 256  # when a store is opened: all of 16,000 cells, a spread of more
 _SPARE_ROOM = 1.02  # of the pictures' room: boxes and the rest take less than a hundredth
@@ -49,7 +50,7 @@ class Prepared:
         folder: where the store lies.
         files: the manifest's files.
         bad: row -> what is wrong with a picture that cannot be used; its cell is black.
-        images: uint8 ``(n, height, width, 3)``, memory-mapped.
+        image_size: height and width of the crops.
         boxes: float32 ``(n, 4)``.
         found: bool ``(n,)``.
     """
@@ -57,7 +58,7 @@ class Prepared:
     folder: Path
     files: pd.Index
     bad: Mapping[int, BadImage]
-    images: np.ndarray
+    image_size: tuple[int, int]
     boxes: np.ndarray
     found: np.ndarray
 
@@ -70,7 +71,8 @@ class Prepared:
         if bad := list(self.bad_among(files).values()):
             raise DataError(f"{describe_bad(bad)}; mend or remove them")
         rows = self._rows_of(files)
-        return Cells(MappedImages(self.images, rows), self.boxes[rows], self.found[rows])
+        images = StoredImages(self.folder / _IMAGES, image_size=self.image_size, rows=rows)
+        return Cells(images, self.boxes[rows], self.found[rows])
 
     def bad_among(self, files: pd.Series[str]) -> dict[str, BadImage]:
         """Return those of the files whose picture cannot be used, with what is wrong."""
@@ -113,7 +115,7 @@ def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) 
             row: BadImage(manifest.root / files.iloc[row], reason)
             for row, reason in _read_about(folder)["bad"]
         },
-        images=np.memmap(folder / "images.bin", np.uint8, "r", shape=shape),
+        image_size=image_size,
         boxes=np.load(folder / "boxes.npy"),
         found=np.load(folder / "found.npy"),
     )
@@ -155,7 +157,7 @@ def _write(
     boxes, found = [], []
     checksums: list[int] = []
     bad: list[tuple[int, str]] = []
-    with (folder / "images.bin").open("wb") as stream:
+    with (folder / _IMAGES).open("wb") as stream:
         for chunk in iter_chunks(paths, roi=roi, image_size=image_size):
             start = CHUNK * len(checksums)
             pictures = np.asarray(chunk.cells.images).tobytes()
@@ -191,7 +193,7 @@ def _is_whole(folder: Path, shape: tuple[int, ...]) -> bool:
     try:
         about = _read_about(folder)
         faults = [name for name, crc in about["tables"].items() if _crc(folder / name) != crc]
-        faults += [] if _holds(folder / "images.bin", shape, about["checksums"]) else ["images.bin"]
+        faults += [] if _holds(folder / _IMAGES, shape, about["checksums"]) else [_IMAGES]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         faults = [f"about.json ({error})"]
     if faults:
@@ -200,16 +202,18 @@ def _is_whole(folder: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _holds(path: Path, shape: tuple[int, ...], checksums: Sequence[int]) -> bool:
-    """Compare the size of images.bin, and the checksums of all chunks or of a spread of them."""
+    """Compare the file's size, and the checksums of all chunks or of a spread of them."""
     count = -(-shape[0] // CHUNK)
     if path.stat().st_size != math.prod(shape) or len(checksums) != count:
         return False
-    pictures = np.memmap(path, np.uint8, "r", shape=shape)
+    size = CHUNK * math.prod(shape[1:])
     chosen = np.unique(np.linspace(0, count - 1, min(count, _CHECKED_CHUNKS)).astype(int))
-    return all(
-        zlib.crc32(pictures[chunk * CHUNK : (chunk + 1) * CHUNK].data) == checksums[chunk]
-        for chunk in chosen.tolist()
-    )
+    with path.open("rb") as stream:
+        for chunk in chosen.tolist():
+            stream.seek(chunk * size)
+            if zlib.crc32(stream.read(size)) != checksums[chunk]:
+                return False
+    return True
 
 
 def _crc(path: Path) -> int:

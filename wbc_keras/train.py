@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wbc_keras import runs
-from wbc_keras.commands import load_tensorflow, make_parser, run_action
+from wbc_keras.commands import add_settings, load_tensorflow, make_parser, run_action
 from wbc_keras.config import Config, TrainConfig, dump_config, load_config
 from wbc_keras.errors import ConfigError, DataError, RunError
 
@@ -35,22 +34,13 @@ _FILES += ["model.keras", "training_state.npz", "history.csv"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("train", "Train a white-blood-cell classifier and write a run folder.")
-    parser.add_argument("--config", required=True, help="YAML file of settings")
-    parser.add_argument(
-        "--data",
-        help="class folder, folder with manifest.csv, CSV, Munich folder, .npz or 'synthetic'",
-    )
+    add_settings(parser)
     parser.add_argument("--output", help="run folder (default: artifacts/<name of the config>)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting of wbc_keras/config.py, e.g. train.epochs=5 (repeatable)",
-    )
     parser.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check settings, data and network; write nothing"
+        "--dry-run",
+        action="store_true",
+        help="check settings, data and network; write no run folder",
     )
     return run_action(_action, parser.parse_args(argv))
 
@@ -65,7 +55,7 @@ def _action(arguments: argparse.Namespace) -> None:
         dry_run=arguments.dry_run,
     )
     if arguments.dry_run:
-        print("dry run: everything is in place, nothing was trained or written")
+        print("dry run: everything is in place, nothing was trained, no run folder was written")
         return
     print(f"model    {folder / 'model.keras'}")
     print(f"history  {folder / 'history.csv'}")
@@ -88,12 +78,12 @@ def train(
         output: the run folder, ``artifacts/<config.name>`` by default; must be empty or missing
             unless ``resume``.
         resume: go on from the last finished epoch; ends with the weights of an uninterrupted run.
-        dry_run: check settings, data, pictures and network, then stop without writing.
+        dry_run: check settings, data, pictures and network, then stop without a run folder.
 
     Raises:
         WbcError: a mistake in settings, data or folders, before anything is trained.
     """
-    config = _with_source(config, data)
+    config = config.with_source(data)
     folder = Path(output) if output is not None else Path("artifacts") / config.name
     if resume:
         if not dry_run:
@@ -260,13 +250,6 @@ def choose_device(settings: TrainConfig) -> tuple[str, str, bool]:
         policy = "mixed_bfloat16" if gpus else "float32"
     jit = bool(gpus) if settings.jit_compile == "auto" else settings.jit_compile
     return (f"{len(gpus)} GPU" if gpus else "CPU"), policy, jit
-
-
-def _with_source(config: Config, data: str | Path | None) -> Config:
-    source = str(data) if data is not None else config.data.source
-    if source is None:
-        raise ConfigError("no pictures given: pass --data PATH or set data.source")
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
 
 
 def _is_finished(folder: Path) -> bool:
