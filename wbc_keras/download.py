@@ -297,9 +297,12 @@ def _fault(entry: _Entry) -> str | None:
     if entry.kind == "link or device":
         return "is a link or a device"
     # A backslash and a drive's colon are separators on Windows.
-    name = entry.name.replace("\\", "/")
-    if name.startswith("/") or ":" in name.split("/")[0] or ".." in name.split("/"):
+    parts = entry.name.replace("\\", "/").split("/")
+    if entry.name.startswith(("/", "\\")) or ":" in parts[0] or ".." in parts:
         return "leads out of the folder"
+    # Nothing ends in a file system's name, and less than nothing would make room for a bomb.
+    if "\0" in entry.name or entry.size < 0:
+        return "has an impossible name or size"
     return None
 
 
