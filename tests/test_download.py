@@ -63,6 +63,8 @@ def site() -> Iterator[Site]:
             time.sleep(reply.pause)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            if status == 302:
+                self.send_header("Location", site.url)
             self.end_headers()
             self.wfile.write(body[: reply.sent])
 
@@ -154,6 +156,13 @@ def test_server_without_ranges_starts_over(site, tmp_path):
     assert fetch(_download(site), tmp_path, retries=1).read_bytes() == BODY
 
 
+def test_redirect_is_followed_and_keeps_the_range(site, tmp_path):
+    moved = Reply(b"moved", status=302)
+    site.replies = [moved, Reply(sent=131_072), moved, Reply()]
+    assert fetch(_download(site), tmp_path, retries=1).read_bytes() == BODY
+    assert site.ranges == [None, None, "bytes=131072-", "bytes=131072-"]
+
+
 def test_server_at_fault_is_tried_again(site, tmp_path):
     site.replies = [Reply(b"busy", status=503), Reply()]
     assert fetch(_download(site), tmp_path, retries=1).read_bytes() == BODY
@@ -192,7 +201,7 @@ def test_missing_file_is_not_asked_for_twice(site, tmp_path):
 def test_server_that_stays_at_fault_is_named(site, tmp_path):
     site.replies = [Reply(b"busy", status=503)]
     refusal = _refusal(lambda: fetch(_download(site), tmp_path, retries=0))
-    assert "the server answers 503 Service Unavailable" in refusal
+    assert refusal.endswith("the server answers 503 Service Unavailable; run the command again")
     assert _names(tmp_path) == []
 
 

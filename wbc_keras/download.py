@@ -85,9 +85,10 @@ def fetch(download: Download, folder: Path, *, retries: int = RETRIES) -> Path:
         _receive(download, arriving, retries=retries)
         os.replace(arriving / download.file, target)
     except requests.RequestException as error:
+        received = _size(arriving / _ARRIVED)
+        rest = f": it goes on after the {received:,} bytes that arrived" if received else ""
         raise DataError(
-            f"{download.url}: not downloaded: {_reason(error)}; run the command again, it goes on "
-            f"after the {_size(arriving / _ARRIVED):,} bytes that arrived"
+            f"{download.url}: not downloaded: {_reason(error)}; run the command again{rest}"
         ) from error
     except OSError as error:
         raise DataError(
