@@ -123,8 +123,8 @@ _PBC = PublicSet(
     archive="PBC_dataset_normal_DIB.zip",
     steps=(
         "Open the page and download PBC_dataset_normal_DIB.zip into DIR.",
-        "Run this command again: it unpacks the archive. No checksum is published that it could be "
-        "held against.",
+        "Run python -m wbc_keras.datasets get PBC --to DIR: it unpacks the archive. No checksum is "
+        "published that it could be held against.",
         "Pass on --data DIR/PBC_dataset_normal_DIB",
     ),
 )

@@ -151,7 +151,7 @@ def _get(arguments: argparse.Namespace) -> None:
         path = get(public, arguments.to)
     except ByHand:
         page = _marked(public, "page", public.page)
-        print("\n".join(_lay_out([("page", page), *_steps(public, arguments.to)])))
+        print("\n".join(_lay_out([("page", page), *_steps(public, shlex.quote(arguments.to))])))
         raise
     print(f"pass on: --data {shlex.quote(str(path))}")
 
