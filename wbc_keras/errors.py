@@ -3,7 +3,8 @@
 WbcError                 a mistake the user can mend; its message is one line
 ├── ConfigError          a setting
 ├── DataError            pictures, labels, a manifest
-│   └── images.BadImage  one picture that cannot be used
+│   ├── images.BadImage  one picture that cannot be used
+│   └── datasets.ByHand  a public set that a person must fetch
 └── RunError             a run folder or a model
 """
 
