@@ -92,7 +92,12 @@ class CellAugmentation(keras.layers.Layer):
     def call(self, images: Any, uniforms: Any) -> Any:
         images = ops.cast(images, "float32")
         random = dict(zip(_COLUMNS, ops.unstack(uniforms, len(_COLUMNS), axis=1), strict=True))
-        return self._restain(self._move(images, random), random)
+        # What is off takes no time.
+        if self.flip or self.quarter_turns or self.rotation or self.shift or self.zoom:
+            images = self._move(images, random)
+        if self.brightness or self.contrast or self.hue or self.saturation:
+            images = self._restain(images, random)
+        return images
 
     def _move(self, images: Any, random: dict[str, Any]) -> Any:
         height, width = images.shape[1:3]
