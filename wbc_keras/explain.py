@@ -94,7 +94,7 @@ def explain(
     probabilities = selection.merge(own)
     chosen = choose_samples(selection.labels(), probabilities, samples=samples)
     images, table = cells.images[chosen], _describe(selection, chosen, probabilities)
-    classes = _strongest_classes(selection, own[chosen])
+    classes = strongest_classes(selection, own[chosen])
     heatmaps = make_heatmaps(load_model(opened), images, classes.tolist(), method=method)
     with runs.replacing_folder(folder) as temporary:
         _draw(temporary / "cells.png", images, heatmaps, table)
@@ -130,7 +130,7 @@ def choose_samples(labels: Sequence[int], probabilities: np.ndarray, *, samples:
     return first[np.lexsort((ranks[first], (predicted != truth)[first], truth[first]))]
 
 
-def _strongest_classes(selection: Selection, probabilities: np.ndarray) -> np.ndarray:
+def strongest_classes(selection: Selection, probabilities: np.ndarray) -> np.ndarray:
     """Return the model's most probable class within the predicted, perhaps merged, one: ``(n,)``.
 
     Args:
