@@ -230,6 +230,8 @@ def test_several_runs_need_an_output_and_are_scored_on_their_test_cells(
     fold_runs, tmp_path, capsys
 ):
     refused(capsys, "evaluate", ["--run", *fold_runs], "several runs", "--output")
+    repeated = ["--run", fold_runs[0], "--run", fold_runs[1]]
+    refused(capsys, "evaluate", repeated, "several runs", "--output")
     output = str(tmp_path / "figures")
     arguments = ["--run", *fold_runs, "--output", output]
     refused(capsys, "evaluate", [*arguments, "--split", "all"], "leave --split out")

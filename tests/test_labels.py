@@ -187,6 +187,12 @@ def test_munich_and_johns_hopkins() -> None:
     }
 
 
+def test_johns_hopkins_model_of_17_classes() -> None:
+    classes = [label for label in JHU.labels if label != "prolymphocyte"]
+    shared = share_names(classes, JHU.labels)
+    assert shared.labels == shared.classes == {name: name for name in classes}
+
+
 def test_data_with_wide_and_fine_labels_are_brought_to_the_wide_one() -> None:
     """PBC's fine labels hold 34 neutrophils that nobody called band or segmented."""
     shared = share_names(MUNICH.labels, ["neutrophil", "neutrophil_band", "neutrophil_segmented"])

@@ -193,7 +193,10 @@ def test_pictures_without_a_row_are_left_out_and_named(
         make_files(tmp_path, [f"KSC/{number}.tiff" for number in range(7)])
         make_files(tmp_path, ["BAS/1.png"])  # a copy of a picture that has a row
         assert len(read_manifest(tmp_path).table) == 2
-    assert "annotations.dat: 8 pictures have no row, left out: BAS/1.png, KSC/0" in caplog.text
+    assert (
+        "annotations.dat: 8 pictures have no row and no label, so left out: BAS/1.png, KSC/0"
+        in caplog.text
+    )
     assert "KSC/3.tiff and 3 more" in caplog.text
 
 

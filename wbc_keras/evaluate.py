@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Score a trained run on a split or on other cells, or the runs of all folds together.",
     )
     parser.add_argument(
-        "--run", required=True, nargs="+", help="run folder, or one for each fold (split.fold)"
+        "--run",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="run folder, or one for each fold (split.fold)",
     )
     parser.add_argument("--data", help="other cells (default: the run's own)")
     parser.add_argument(

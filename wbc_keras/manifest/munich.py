@@ -130,4 +130,5 @@ def _code_and_stem(file: str) -> str:
 def _warn_of_strays(path: Path, files: Sequence[str]) -> None:
     if files:
         count = "1 picture has" if len(files) == 1 else f"{len(files)} pictures have"
-        logger.warning("%s: %s no row, left out: %s", path, count, list_some(files))
+        some = list_some(files)
+        logger.warning("%s: %s no row and no label, so left out: %s", path, count, some)
