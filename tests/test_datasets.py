@@ -166,3 +166,19 @@ def test_docs_have_every_set(root):
         assert public.doi in page
         assert public.licence in page
     assert "python -m wbc_keras.datasets" in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_agreement_prints_the_experts_figures(
+    lmu_metadata: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["agreement", str(lmu_metadata)]) == 0
+    out = capsys.readouterr().out
+    # The shares that the set's README gives.
+    assert all(share in out for share in ("84.9", "80.3", "82.3"))
+
+
+def test_agreement_without_annotations_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["agreement", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import keras
@@ -15,8 +16,16 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
+from wbc_keras.config import dump_config, load_config
 from wbc_keras.evaluate import main
+from wbc_keras.explain import main as explain
+from wbc_keras.explain import strongest_classes
+from wbc_keras.manifest import read_manifest
+from wbc_keras.predict import predict
 from wbc_keras.predictions import class_columns, read_predictions
+from wbc_keras.runs import open_run
+from wbc_keras.selection import select_cells
+from wbc_keras.splits import make_splits, write_splits
 
 FILES = {"metrics.json", "per_class.csv", "predictions.csv", "confusion_matrix.png"}
 
@@ -87,14 +96,15 @@ def test_figures_agree_with_scikit_learn(evaluation):
     assert figures["left_out"] == {}
 
 
-def test_acceptance_script_agrees(evaluation, root):
+def test_acceptance_script_agrees(evaluation, merged_evaluation, pooled_evaluation, root):
     script = root.parent / "shared" / "acceptance" / "check_metrics.py"
     if not script.exists():
         pytest.skip("the acceptance script is not on this machine: ../shared/acceptance")
-    done = subprocess.run(
-        [sys.executable, script, evaluation], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
+    for folder in (evaluation, merged_evaluation, pooled_evaluation):
+        done = subprocess.run(
+            [sys.executable, script, folder], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
 
 
 def test_other_cells_are_scored_on_shared_labels_and_the_rest_is_counted(
@@ -112,6 +122,122 @@ def test_other_cells_are_scored_on_shared_labels_and_the_rest_is_counted(
     support = {name: row["support"] for name, row in figures["per_class"].items()}
     assert (support["monocyte"], support["lymphocyte"], support["eosinophil"]) == (5, 4, 0)
     assert figures["per_class"]["eosinophil"]["recall"] is None
+
+
+# A model finer than the labels: its classes are merged.
+
+FINE = ("neutrophil_band", "lymphocyte", "monocyte", "neutrophil_segmented")
+
+
+@pytest.fixture(scope="module")
+def finer_run(trained_run, tmp_path_factory):
+    """The run with its first class renamed, so that two of its classes are neutrophils."""
+    folder = tmp_path_factory.mktemp("finer") / "run"
+    shutil.copytree(trained_run, folder)
+    (folder / "classes.json").write_text(json.dumps({"classes": FINE}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def neutrophils(drawn_cells, tmp_path_factory):
+    sources = {"neutrophil": ("neutrophil_segmented", 6), "LYT": ("lymphocyte", 4)}
+    data = tmp_path_factory.mktemp("neutrophils") / "data"
+    return other_cells(drawn_cells, data, {**sources, "platelet": ("monocyte", 2)})
+
+
+@pytest.fixture(scope="module")
+def merged_evaluation(finer_run, neutrophils):
+    assert main(["--run", str(finer_run), "--data", str(neutrophils)]) == 0
+    return finer_run / "evaluation" / "data"
+
+
+def test_finer_classes_are_summed_into_the_label(merged_evaluation, finer_run, neutrophils):
+    figures = figures_in(merged_evaluation)
+    assert figures["classes"] == ["neutrophil", "lymphocyte", "monocyte"]
+    assert figures["merged"] == {"neutrophil": ["neutrophil_band", "neutrophil_segmented"]}
+    assert figures["left_out"] == {"platelet": 2}
+    table = read_predictions(merged_evaluation / "predictions.csv")
+    assert class_columns(table) == figures["classes"]
+    assert table["label"].value_counts().to_dict() == {"neutrophil": 6, "lymphocyte": 4}
+    np.testing.assert_allclose(table[figures["classes"]].sum(axis=1), 1, atol=1e-6)
+    own = predict(finer_run, neutrophils).set_index("file").loc[table["file"]]
+    summed = own["neutrophil_band"] + own["neutrophil_segmented"]
+    np.testing.assert_allclose(table["neutrophil"], summed, atol=1e-5)
+    np.testing.assert_allclose(table["monocyte"], own["monocyte"], atol=1e-5)
+
+
+def test_heatmaps_of_a_merged_class_are_of_its_strongest(merged_evaluation, finer_run, neutrophils):
+    selection = select_cells(open_run(finer_run), data=neutrophils)
+    shares = np.array([[0.3, 0.1, 0.4, 0.2], [0.1, 0.6, 0.1, 0.2], [0.1, 0.2, 0.2, 0.5]])
+    # Together the first and last class win in the first row, where the third is the largest.
+    assert strongest_classes(selection, shares).tolist() == [0, 1, 3]
+    arguments = ["--run", str(finer_run), "--data", str(neutrophils), "--samples", "4"]
+    assert explain(arguments) == 0
+    table = pd.read_csv(finer_run / "explanations" / "cells.csv")
+    own = read_predictions(merged_evaluation / "predictions.csv").set_index("file")
+    assert list(table["predicted"]) == list(own.loc[table["file"], "predicted"])
+
+
+# Several runs: each cell by the one that did not train on it.
+
+
+@pytest.fixture(scope="module")
+def fold_runs(trained_run, drawn_cells, tmp_path_factory):
+    """The run as two folds, each with weights of its own."""
+    table = read_manifest(drawn_cells).table
+    folders = []
+    for fold in (1, 2):
+        folder = tmp_path_factory.mktemp("folds") / f"fold_{fold}"
+        shutil.copytree(trained_run, folder)
+        overrides = [f"split.fold={fold} of 2"]
+        config = load_config(folder / "config.yaml", overrides=overrides)
+        (folder / "config.yaml").write_text(dump_config(config))
+        splits = make_splits(table, validation=0.1, test=0.2, folds=2, fold=fold)
+        write_splits(folder / "splits.csv", table, splits.assignment.tolist())
+        model = keras.models.load_model(folder / "model.keras", compile=False)
+        bias = model.weights[-1]
+        bias.assign(bias + np.eye(4, dtype=np.float32)[fold])
+        model.save(folder / "model.keras")
+        folders.append(str(folder))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def pooled_evaluation(fold_runs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pooled") / "figures"
+    assert main(["--run", *fold_runs[::-1], "--output", str(folder)]) == 0
+    return folder
+
+
+def test_folds_are_pooled(pooled_evaluation, fold_runs, drawn_cells, tmp_path):
+    pooled = read_predictions(pooled_evaluation / "predictions.csv")
+    assert list(pooled["file"]) == sorted(read_manifest(drawn_cells).table["file"])
+    figures = figures_in(pooled_evaluation)
+    assert (figures["samples"], figures["folds"]) == (96, fold_runs[::-1])
+    assert {path.name for path in pooled_evaluation.iterdir()} >= FILES
+    classes = class_columns(pooled)
+    splits = pd.read_csv(Path(fold_runs[1]) / "splits.csv")
+    tested = splits.loc[splits["split"] == "test", "file"]
+    own = predict(fold_runs[1], [drawn_cells / file for file in tested])
+    ours = pooled.set_index("file").loc[tested, classes]
+    np.testing.assert_allclose(ours, own[classes], atol=1e-5)
+    # The other half has the other fold's weights.
+    theirs = pooled.set_index("file").drop(tested)
+    assert ours["monocyte"].mean() > theirs["monocyte"].mean() + 0.01
+
+
+def test_several_runs_need_an_output_and_are_scored_on_their_test_cells(
+    fold_runs, tmp_path, capsys
+):
+    refused(capsys, "evaluate", ["--run", *fold_runs], "several runs", "--output")
+    repeated = ["--run", fold_runs[0], "--run", fold_runs[1]]
+    refused(capsys, "evaluate", repeated, "several runs", "--output")
+    output = str(tmp_path / "figures")
+    arguments = ["--run", *fold_runs, "--output", output]
+    refused(capsys, "evaluate", [*arguments, "--split", "all"], "leave --split out")
+    twice = ["--run", fold_runs[0], fold_runs[0], "--output", output]
+    refused(capsys, "evaluate", twice, "both test 48 of the cells", "each fold once")
+    assert not (tmp_path / "figures").exists()
 
 
 def test_earlier_evaluation_is_replaced_whole_and_other_files_are_kept(

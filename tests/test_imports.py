@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection download catalogue",
+    "predictions selection download catalogue folds agreement",
     # 1: TensorFlow and Keras parts
     "images localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly

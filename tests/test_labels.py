@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from wbc_keras.labels import (
     CELL_TYPES,
     JHU,
     MUNICH,
+    MUNICH_GROUPINGS,
     PBC_8,
     PBC_13,
     VOCABULARIES,
@@ -18,7 +20,7 @@ from wbc_keras.labels import (
     abnormal_classes,
     cell_type,
     is_abnormal,
-    shared_names,
+    share_names,
 )
 from wbc_keras.synthetic import CLASS_NAMES
 
@@ -102,24 +104,32 @@ def test_abnormal_classes_need_known_classes_of_both_kinds() -> None:
     assert abnormal_classes(["monocyte", "blast"]) == ["blast"]
 
 
-def test_shared_names_prefer_the_equal_name() -> None:
+# --- what two vocabularies share ---
+
+
+def answers(model: Iterable[str], data: Iterable[str]) -> dict[str, str]:
+    return dict(share_names(model, data).labels)
+
+
+def test_the_equal_name_comes_first() -> None:
     model = ["NGS", "neutrophil_segmented", "B", "b"]
-    assert shared_names(model, ["neutrophil_segmented", "NGS", "b"]) == {
+    assert answers(model, ["neutrophil_segmented", "NGS", "b"]) == {
         "neutrophil_segmented": "neutrophil_segmented",
         "NGS": "NGS",
         "b": "b",
     }
 
 
-def test_shared_names_of_unknown_labels_match_by_spelling() -> None:
-    assert shared_names(["Class A", "class_b"], ["class_a", "CLASS-B", "class_c"]) == {
+def test_unknown_labels_match_by_spelling() -> None:
+    assert answers(["Class A", "class_b"], ["class_a", "CLASS-B", "class_c"]) == {
         "class_a": "Class A",
         "CLASS-B": "class_b",
     }
 
 
 def test_finer_labels_answer_to_wider_classes() -> None:
-    assert shared_names(PBC_8.labels, MUNICH.labels) == {
+    shared = share_names(PBC_8.labels, MUNICH.labels)
+    assert shared.labels == {
         "BAS": "basophil",
         "EBO": "erythroblast",
         "EOS": "eosinophil",
@@ -132,28 +142,43 @@ def test_finer_labels_answer_to_wider_classes() -> None:
         "PMB": "ig",
         "PMO": "ig",
     }
+    assert shared.classes == {name: name for name in PBC_8.labels}
+    assert shared.merged == {}
 
 
-def test_wider_labels_never_answer_to_finer_classes() -> None:
-    assert set(shared_names(MUNICH.labels, PBC_8.labels)) == {
-        "basophil",
-        "eosinophil",
-        "erythroblast",
-        "lymphocyte",
-        "monocyte",
+def test_wider_labels_draw_finer_classes_together() -> None:
+    shared = share_names(MUNICH.labels, PBC_8.labels)
+    assert shared.labels == {
+        "basophil": "BAS",
+        "eosinophil": "EOS",
+        "erythroblast": "EBO",
+        "ig": "immature_granulocyte",
+        "lymphocyte": "LYT",
+        "monocyte": "MON",
+        "neutrophil": "neutrophil",
     }
-    assert shared_names(["neutrophil_band", "MYO"], ["neutrophil", "blast"]) == {}
+    assert shared.merged == {
+        "immature_granulocyte": ["MMZ", "MYB", "PMB", "PMO"],
+        "neutrophil": ["NGB", "NGS"],
+    }
+    # What the data do not have stays a possible, wrong answer.
+    assert {name: shared.classes[name] for name in ("MYO", "LYA", "KSC", "MON")} == {
+        "MYO": "MYO",
+        "LYA": "LYA",
+        "KSC": "KSC",
+        "MON": "MON",
+    }
 
 
 def test_munich_and_johns_hopkins() -> None:
-    mapping = shared_names(JHU.labels, MUNICH.labels)
+    mapping = answers(JHU.labels, MUNICH.labels)
     assert mapping["MYO"] == mapping["MOB"] == "blast"
     assert mapping["PMB"] == mapping["PMO"] == "promyelocyte"
     assert mapping["LYA"] == "lymphocyte_variant"
     assert set(mapping) == set(MUNICH.labels)
-    back = shared_names(MUNICH.labels, JHU.labels)
-    assert set(JHU.labels) - set(back) == {
-        "blast",
+    back = share_names(MUNICH.labels, JHU.labels)
+    assert back.merged == {"blast": ["MOB", "MYO"], "PMO": ["PMB", "PMO"]}
+    assert set(JHU.labels) - set(back.labels) == {
         "giant_thrombocyte",
         "plasma_cell",
         "prolymphocyte",
@@ -162,12 +187,136 @@ def test_munich_and_johns_hopkins() -> None:
     }
 
 
-def test_the_nearest_wider_class_is_taken() -> None:
-    assert shared_names(["ig", "promyelocyte"], ["PMB", "MYB"]) == {
-        "PMB": "promyelocyte",
-        "MYB": "ig",
+def test_johns_hopkins_model_of_17_classes() -> None:
+    classes = [label for label in JHU.labels if label != "prolymphocyte"]
+    shared = share_names(classes, JHU.labels)
+    assert shared.labels == shared.classes == {name: name for name in classes}
+
+
+def test_data_with_wide_and_fine_labels_are_brought_to_the_wide_one() -> None:
+    """PBC's fine labels hold 34 neutrophils that nobody called band or segmented."""
+    shared = share_names(MUNICH.labels, ["neutrophil", "neutrophil_band", "neutrophil_segmented"])
+    assert set(shared.labels.values()) == {"neutrophil"}
+    assert shared.merged == {"neutrophil": ["NGB", "NGS"]}
+    # A label that the model has no finer class for does not stand in the way of finer ones.
+    assert answers(["neutrophil", "band neutrophil"], ["NGB", "NGS"]) == {
+        "NGB": "band neutrophil",
+        "NGS": "neutrophil",
     }
 
 
+def test_one_scheme_is_taken_at_its_word() -> None:
+    fine = ["neutrophil", "neutrophil_band", "neutrophil_segmented"]
+    assert answers(PBC_13.labels, PBC_13.labels) == {name: name for name in PBC_13.labels}
+    other_words = ["Neutrophil", "NGB", "NGS", "MON"]
+    assert answers(other_words, fine) == dict(zip(fine, other_words[:3], strict=True))
+    # Not by chance of spelling: PBC's own 8 labels are among its 13.
+    assert share_names(PBC_13.labels, PBC_8.labels).merged == {
+        "ig": ["ig", "metamyelocyte", "myelocyte", "promyelocyte"],
+        "neutrophil": ["neutrophil", "neutrophil_band", "neutrophil_segmented"],
+    }
+
+
+def test_the_widest_label_wins_over_wide_ones_within_it() -> None:
+    shared = share_names(["PMB", "PMO", "MYB"], ["ig", "promyelocyte"])
+    assert shared.merged == {"immature_granulocyte": ["PMB", "PMO", "MYB"]}
+    assert set(shared.labels.values()) == {"immature_granulocyte"}
+
+
+def test_the_nearest_wider_class_is_taken() -> None:
+    assert answers(["ig", "promyelocyte"], ["PMB", "MYB"]) == {"PMB": "promyelocyte", "MYB": "ig"}
+
+
 def test_a_type_that_two_classes_name_is_left_out() -> None:
-    assert shared_names(["NGS", "segmented neutrophil"], ["neutrophil_segmented"]) == {}
+    assert answers(["NGS", "segmented neutrophil"], ["neutrophil_segmented"]) == {}
+
+
+PAIRS = [(model, data) for model in VOCABULARIES for data in VOCABULARIES]
+
+
+@pytest.mark.parametrize(("model", "data"), PAIRS, ids=lambda one: one.name.replace(" ", "_"))
+def test_any_two_vocabularies(model: Vocabulary, data: Vocabulary) -> None:
+    shared = share_names(model.labels, data.labels)
+    # Each class has one place, each label at most one, and that is among the classes' places.
+    assert list(shared.classes) == list(model.labels)
+    assert set(shared.labels) <= set(data.labels)
+    assert set(shared.labels.values()) <= set(shared.classes.values())
+    assert {name for names in shared.merged.values() for name in names} | {
+        name for name in model.labels if shared.classes[name] == name
+    } == set(model.labels)
+    for label in data.labels:
+        related = [name for name in model.labels if is_within(name, label)]
+        wider = [name for name in model.labels if is_within(label, name)]
+        assert (label in shared.labels) == bool(related or wider)
+        if label not in shared.labels:
+            continue
+        place = shared.labels[label]
+        # No right answer counts as wrong (in one scheme, "neutrophil" is none of the finer ones).
+        if model is not data:
+            assert {shared.classes[name] for name in related} <= {place}
+        found = cell_type(place)
+        assert found is not None
+        for name in [label, *(name for name in model.labels if shared.classes[name] == place)]:
+            own = cell_type(name)
+            assert own is not None
+            assert own.abnormal == found.abnormal
+            assert len({own.lineage, found.lineage} - {"unspecified"}) <= 1
+
+
+def is_within(label: str, wider: str) -> bool:
+    by_name = {found.name: found for found in CELL_TYPES}
+    found, aim = cell_type(label), cell_type(wider)
+    while found is not None and found is not aim:
+        found = by_name[found.parent] if found.parent else None
+    return found is not None
+
+
+def test_groupings_are_of_the_munich_set() -> None:
+    assert set(MUNICH_GROUPINGS["blast"]) == {"MYO", "MOB"}
+    for members in MUNICH_GROUPINGS.values():
+        assert len(set(members)) == len(members)
+        assert set(members) <= set(abnormal_classes(MUNICH.labels) or ())
+
+
+# --- the page ---
+
+
+def test_page_says_what_the_code_does(root: Path) -> None:
+    page = (root / "docs" / "labels.md").read_text("utf-8")
+    for table in (type_table(), pair_table()):
+        assert table in page, f"put this into docs/labels.md:\n{table}"
+
+
+def type_table() -> str:
+    titles = ["cell type", "a kind of", "abnormal", *(one.name for one in VOCABULARIES)]
+    rows = []
+    for found in CELL_TYPES:
+        own = [
+            " ".join(f"`{label}`" for label, name in one.types.items() if name == found.name)
+            for one in VOCABULARIES
+        ]
+        kind = found.parent or ""
+        rows.append([found.name, kind, "yes" if found.abnormal else "", *own])
+    return markdown(titles, rows)
+
+
+def pair_table() -> str:
+    rows = []
+    for model, data in PAIRS:
+        if model is data:
+            continue
+        shared = share_names(model.labels, data.labels)
+        merged = [
+            f"{name}: {' '.join(f'`{one}`' for one in names)}"
+            for name, names in shared.merged.items()
+        ]
+        left_out = " ".join(f"`{label}`" for label in data.labels if label not in shared.labels)
+        count = str(len(set(shared.labels.values())))
+        rows.append([model.name, data.name, count, "; ".join(merged), left_out])
+    titles = ["model of", "cells of", "shared", "classes merged", "labels left out"]
+    return markdown(titles, rows)
+
+
+def markdown(titles: list[str], rows: list[list[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -294,69 +292,6 @@ def test_real_manifest(aml_jhu: Path) -> None:
     counts = manifest.table["label"].value_counts()
     assert (counts["lymphocyte"], counts["prolymphocyte"]) == (2802, 1)
     assert manifest.name == "aml_jhu"
-
-
-# --- the Munich set ---
-
-
-def test_munich_folder(tmp_path: Path) -> None:
-    folder = make_files(tmp_path / "lmu", ["BAS/BAS_0001.tiff", "NGS/NGS_0001.jpg", "NGS/x.png"])
-    lines = "BAS/BAS_0001.tiff BAS NGS nan\nNGS/NGS_0001.tiff NGS nan nan\n"
-    (folder / "annotations.dat").write_text(lines)
-    manifest = read_manifest(folder)
-    assert rows(manifest) == [
-        ("BAS/BAS_0001.tiff", "BAS", "", ""),
-        ("NGS/NGS_0001.jpg", "NGS", "", ""),
-    ]
-    assert manifest.name == "lmu"
-
-
-def test_munich_code_folders_may_lie_deeper(tmp_path: Path) -> None:
-    make_files(tmp_path / "pictures", ["BAS/BAS_0001.tif", "NGS/NGS_0001.TIFF"])
-    (tmp_path / "annotations.dat").write_text("BAS/BAS_0001.tiff BAS\nNGS/NGS_0001.tiff NGS\n")
-    files = [row[0] for row in rows(read_manifest(tmp_path))]
-    assert files == ["pictures/BAS/BAS_0001.tif", "pictures/NGS/NGS_0001.TIFF"]
-
-
-def test_munich_annotations_without_pictures(lmu_metadata: Path) -> None:
-    message = refuse(lmu_metadata, "18365 of 18365 rows have no picture")
-    assert "BAS/BAS_0001.tiff" in message
-
-
-def test_munich_class_counts(lmu_metadata: Path, tmp_path: Path) -> None:
-    shutil.copy(lmu_metadata / "annotations.dat", tmp_path)
-    lines = (tmp_path / "annotations.dat").read_text().splitlines()
-    for code in {line[:3] for line in lines}:
-        (tmp_path / code).mkdir()
-    for line in lines:
-        # Links cost less than 18,365 files.
-        os.symlink(tmp_path / "annotations.dat", tmp_path / line.split()[0])
-    counts = Counter(read_manifest(tmp_path).table["label"])
-    assert counts == {
-        "NGS": 8484, "LYT": 3937, "MYO": 3268, "MON": 1789, "EOS": 424, "NGB": 109, "BAS": 79,
-        "EBO": 78, "PMO": 70, "MYB": 42, "MOB": 26, "PMB": 18, "KSC": 15, "MMZ": 15, "LYA": 11,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("lines", "match"),
-    [
-        ("", "is empty"),
-        ("BAS/1.tiff BAS nan nan\nBAS/2.tiff\n", r"row 2 \(BAS/2\.tiff\): expected"),
-        ("BAS/1.tiff nan nan nan\n", r"row 1 .*: expected"),
-        ("BAS/1.tiff BAS\nBAS/1.tiff BAS\n", "row 2 .* stands in an earlier row"),
-        ("BAS/1.tiff BAS\nBAS/2.tiff BAS\n", "1 of 2 rows have no picture in .*: BAS/2.tiff"),
-    ],
-)
-def test_faulty_annotations(tmp_path: Path, lines: str, match: str) -> None:
-    make_files(tmp_path, ["BAS/1.tiff"])
-    (tmp_path / "annotations.dat").write_text(lines)
-    refuse(tmp_path, match)
-
-
-def test_munich_layout_without_annotations_is_a_class_folder(lmu_smoke: Path) -> None:
-    manifest = read_manifest(lmu_smoke)
-    assert (len(manifest.table), len(manifest.class_names())) == (100, 10)
 
 
 # --- MedMNIST ---

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -50,8 +53,8 @@ def test_default_is_the_test_split_of_the_runs_own_cells(run):
     selection = select_cells(run)
     assert (selection.name, selection.left_out) == ("test", {})
     assert files(selection) == ["lymphocyte/3.png", "monocyte/3.png"]
-    assert selection.labels(CLASSES) == [0, 1]
-    assert selection.labels(CLASSES[::-1]) == [1, 0]
+    assert selection.labels() == [0, 1]
+    assert selection.class_names == CLASSES
 
 
 @pytest.mark.parametrize(
@@ -107,11 +110,38 @@ def test_labels_of_another_vocabulary_are_translated(run, tmp_path):
     """The Munich set's MON is a monocyte, LYT and LYA are two codes of one kind or not ours."""
     other = make_cells(tmp_path / "munich", ["a"], labels=["MON", "LYT", "BAS"])
     selection = select_cells(run, data=other)
-    assert dict(zip(files(selection), selection.labels(CLASSES), strict=True)) == {
+    assert dict(zip(files(selection), selection.labels(), strict=True)) == {
         "LYT/a.png": 0,
         "MON/a.png": 1,
     }
     assert selection.left_out == {"BAS": 1}
+
+
+def test_classes_finer_than_the_labels_are_merged(run, tmp_path, caplog):
+    classes = ("NGB", "LYT", "NGS", "MON")
+    other = make_cells(tmp_path / "other", ["a", "b"], labels=["neutrophil", "LYT", "platelet"])
+    with caplog.at_level(logging.INFO):
+        selection = select_cells(dataclasses.replace(run, class_names=classes), data=other)
+    assert selection.class_names == ("neutrophil", "LYT", "MON")
+    assert selection.labels() == [1, 1, 0, 0]
+    assert selection.columns().tolist() == [0, 1, 0, 2]
+    assert selection.shared.merged == {"neutrophil": ["NGB", "NGS"]}
+    assert "other: scored as neutrophil: the model's NGB, NGS" in caplog.text
+    assert "other: left out, as the model has no such class: platelet (2)" in caplog.text
+    assert "other: has no cell of these, which stay possible answers: MON" in caplog.text
+    shares = np.array([[0.1, 0.2, 0.3, 0.4], [1, 0, 0, 0]], np.float32)
+    merged = selection.merge(shares)
+    assert merged.dtype == np.float32
+    np.testing.assert_allclose(merged, [[0.4, 0.2, 0.4], [1, 0, 0]])
+
+
+def test_nothing_is_merged_for_the_runs_own_cells(run):
+    """Also where its labels lie within each other, as PBC's finer ones do."""
+    classes = ("neutrophil", "neutrophil_band")
+    selection = select_cells(dataclasses.replace(run, class_names=classes))
+    shares = np.random.default_rng(0).random((5, 2), np.float32)
+    np.testing.assert_array_equal(selection.merge(shares), shares)
+    assert (selection.class_names, selection.shared.merged) == (classes, {})
 
 
 def test_split_of_other_cells_is_their_columns(run, tmp_path):

@@ -1,4 +1,7 @@
-"""Public sets of cells: ``python -m wbc_keras.datasets list | info NAME | get NAME --to DIR``."""
+"""Public sets of cells: ``python -m wbc_keras.datasets list | info NAME | get NAME --to DIR``.
+
+``agreement PATH`` tells how far the experts agree on the Munich set.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     getting = _add(commands, "get", _get, "fetch a set, or print how to get it by hand (exit 2)")
     getting.add_argument("name", help="a set of the list, in any case")
     getting.add_argument("--to", required=True, metavar="DIR", help="where to, made if missing")
+    agreement = _add(
+        commands, "agreement", _agreement, "how far the experts agree on the Munich set's cells"
+    )
+    agreement.add_argument("path", help="the Munich folder, or its annotations.dat")
     arguments = parser.parse_args(argv)
     return run_action(arguments.action, arguments)
 
@@ -70,6 +77,13 @@ def get(public: str | PublicSet, folder: str | Path) -> Path:
     elif not path.is_file():
         raise _by_hand(public)
     return unpack(path) if is_archive(path) else path
+
+
+def _agreement(arguments: argparse.Namespace) -> None:
+    # Here, not above: --help has no use for pandas.
+    from wbc_keras.agreement import expert_agreement, format_agreement
+
+    print(format_agreement(expert_agreement(arguments.path)))
 
 
 def _by_hand(public: PublicSet) -> ByHand:

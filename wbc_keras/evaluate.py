@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from wbc_keras import runs
 from wbc_keras.commands import load_tensorflow, make_parser, run_action
+from wbc_keras.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from wbc_keras.cells import Cells
@@ -25,8 +28,17 @@ _FILES = frozenset({"metrics.json", "per_class.csv", "predictions.csv"} | _PLOTS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
-    parser = make_parser("evaluate", "Score a trained run on a split or on other cells.")
-    parser.add_argument("--run", required=True, help="run folder")
+    parser = make_parser(
+        "evaluate",
+        "Score a trained run on a split or on other cells, or the runs of all folds together.",
+    )
+    parser.add_argument(
+        "--run",
+        required=True,
+        nargs="+",
+        action="extend",
+        help="run folder, or one for each fold (split.fold)",
+    )
     parser.add_argument("--data", help="other cells (default: the run's own)")
     parser.add_argument(
         "--split",
@@ -38,9 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _action(arguments: argparse.Namespace) -> None:
-    folder, evaluation = evaluate(
-        arguments.run, data=arguments.data, split=arguments.split, output=arguments.output
-    )
+    data, output = arguments.data, arguments.output
+    if len(arguments.run) == 1:
+        folder, evaluation = evaluate(
+            arguments.run[0], data=data, split=arguments.split, output=output
+        )
+    elif output is None or arguments.split not in (None, "test"):
+        raise ConfigError(
+            "several runs are the folds of one data set, scored on their test cells: name the "
+            "folder to write with --output, and leave --split out"
+        )
+    else:
+        folder, evaluation = evaluate_folds(arguments.run, data=data, output=output)
     _print_summary(evaluation)
     for path in sorted(folder.iterdir()):
         print(path)
@@ -57,8 +78,10 @@ def evaluate(
 
     Args:
         run: the run folder.
-        data: other labelled cells; those whose label the model does not know are left out, and
-            counted in ``metrics.json``. If it holds the run's own cells, the run's splits hold.
+        data: other labelled cells, scored on the labels that they share with the model
+            (`labels.share_names`); those left out are counted, and classes of the model that were
+            merged are named, in ``metrics.json``. If it holds the run's own cells, the run's splits
+            hold.
         split: train, validation, test or all.
         output: the folder to write; an earlier evaluation there is replaced whole.
 
@@ -73,17 +96,54 @@ def evaluate(
     opened = runs.open_run(run)
     selection = select_cells(opened, data=data, split=split)
     folder = Path(output) if output else opened.folder / "evaluation" / selection.name
+    notes: dict[str, Any] = {"left_out": dict(selection.left_out)}
+    if selection.shared.merged:
+        notes["merged"] = selection.shared.merged
+    return folder, _evaluate([(opened, selection)], folder, notes)
+
+
+def evaluate_folds(
+    folds: Sequence[str | Path], *, data: str | Path | None = None, output: str | Path
+) -> tuple[Path, Evaluation]:
+    """Score the runs of all folds together: each cell by the one model that never saw it.
+
+    The out-of-fold predictions are pooled and scored as one set of cells, as in Matek et al. 2019;
+    ``metrics.json`` names the runs.
+
+    Args:
+        folds: one run folder for each fold of ``split.fold``, in any order.
+        data: where the runs' cells are now, if they were moved.
+        output: the folder to write; an earlier evaluation there is replaced whole.
+
+    Returns:
+        the folder, and the figures as `metrics.Evaluation`.
+
+    Raises:
+        WbcError: a run is not finished, or the runs do not test each cell of one data set once.
+    """
+    from wbc_keras.folds import select_folds
+
+    opened = [runs.open_run(fold) for fold in folds]
+    parts = list(zip(opened, select_folds(opened, data=data), strict=True))
+    notes = {"left_out": {}, "folds": [str(run.folder) for run in opened]}
+    return Path(output), _evaluate(parts, Path(output), notes)
+
+
+def _evaluate(
+    parts: Sequence[tuple[runs.Run, Selection]], folder: Path, notes: Mapping[str, Any]
+) -> Evaluation:
+    """Score each run's model on its cells, all as one set, and write ``folder``."""
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
-    cells, probabilities = predict_cells(opened, selection)
-    evaluation = _score(opened, selection, probabilities)
+    answers = _pool([_ask(run, selection) for run, selection in parts])
+    evaluation = answers.score()
     with runs.replacing_folder(folder) as temporary:
-        _write(temporary, opened, selection, cells, probabilities, evaluation)
-    return folder, evaluation
+        _write(temporary, answers, evaluation, notes)
+    return evaluation
 
 
 def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarray]:
-    """Return the selected cells, cropped, and float32 probabilities ``(n, classes)``."""
+    """Return the selected cells, cropped, and float32 probabilities ``(n, model's classes)``."""
     import keras
 
     from wbc_keras.pipeline import make_batches
@@ -98,48 +158,89 @@ def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarra
     return cells, keras.ops.convert_to_numpy(keras.ops.softmax(logits))
 
 
-def _score(run: runs.Run, selection: Selection, probabilities: np.ndarray) -> Evaluation:
-    from wbc_keras.labels import abnormal_classes
-    from wbc_keras.metrics import evaluate_predictions
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What models say of n cells: all that is scored and written.
 
-    groups = selection.manifest.table["group"]
-    return evaluate_predictions(
-        selection.labels(run.class_names),
-        probabilities,
-        run.class_names,
-        abnormal=abnormal_classes(run.class_names),
-        groups=list(groups) if (groups != "").any() else None,
+    rows: text columns file, label, group. labels: ``(n,)``, indices into the k ``class_names``.
+    probabilities: ``(n, k)``. boxes: ``(n, 4)``. found: bool ``(n,)``.
+    """
+
+    rows: pd.DataFrame
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    boxes: np.ndarray
+    found: np.ndarray
+
+    def score(self) -> Evaluation:
+        """Return the figures."""
+        from wbc_keras.labels import abnormal_classes
+        from wbc_keras.metrics import evaluate_predictions
+
+        groups = self.rows["group"]
+        return evaluate_predictions(
+            self.labels,
+            self.probabilities,
+            self.class_names,
+            abnormal=abnormal_classes(self.class_names),
+            groups=list(groups) if (groups != "").any() else None,
+        )
+
+
+def _ask(run: runs.Run, selection: Selection) -> _Answers:
+    import numpy as np
+
+    cells, probabilities = predict_cells(run, selection)
+    return _Answers(
+        selection.manifest.table[["file", "label", "group"]],
+        selection.class_names,
+        np.asarray(selection.labels()),
+        selection.merge(probabilities),
+        cells.boxes,
+        cells.found,
+    )
+
+
+def _pool(parts: Sequence[_Answers]) -> _Answers:
+    """Return all cells as one set; several parts are put in the order of the file names."""
+    import numpy as np
+    import pandas as pd
+
+    if len(parts) == 1:
+        return parts[0]
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    # Whatever order the runs were given in, the bootstrap draws the same cells.
+    order = np.argsort(rows["file"].to_numpy(str), kind="stable")
+    arrays = ("labels", "probabilities", "boxes", "found")
+    pooled = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+    return _Answers(
+        rows.iloc[order].reset_index(drop=True),
+        parts[0].class_names,
+        **{name: values[order] for name, values in pooled.items()},
     )
 
 
 def _write(
-    folder: Path,
-    run: runs.Run,
-    selection: Selection,
-    cells: Cells,
-    probabilities: np.ndarray,
-    evaluation: Evaluation,
+    folder: Path, answers: _Answers, evaluation: Evaluation, notes: Mapping[str, Any]
 ) -> None:
     from wbc_keras import plots
     from wbc_keras.metrics import bin_reliability, per_class_table
     from wbc_keras.predictions import prediction_table, write_predictions
 
-    rows = selection.manifest.table
+    rows, names = answers.rows, answers.class_names
+    truth, probabilities = answers.labels, answers.probabilities
     table = prediction_table(
-        list(rows["file"]), list(rows["label"]), probabilities, run.class_names, cells.boxes
+        list(rows["file"]), list(rows["label"]), probabilities, names, answers.boxes
     )
     write_predictions(folder / "predictions.csv", table)
     runs.write_text(folder / "per_class.csv", per_class_table(evaluation).to_csv(index=False))
-    figures = evaluation.to_json() | {
-        "left_out": dict(selection.left_out),
-        "roi_found": int(cells.found.sum()),
-    }
+    figures = evaluation.to_json() | dict(notes) | {"roi_found": int(answers.found.sum())}
     runs.write_json(folder / "metrics.json", figures)
-    truth = selection.labels(run.class_names)
     drawn = {
-        "confusion_matrix": plots.plot_confusion_matrix(evaluation.confusion, run.class_names),
+        "confusion_matrix": plots.plot_confusion_matrix(evaluation.confusion, names),
         "per_class": plots.plot_per_class(evaluation),
-        "roc": plots.plot_roc(truth, probabilities, run.class_names, evaluation=evaluation),
+        "roc": plots.plot_roc(truth, probabilities, names, evaluation=evaluation),
         "reliability": plots.plot_reliability(bin_reliability(truth, probabilities)),
     }
     for name, axes in drawn.items():

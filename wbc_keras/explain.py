@@ -88,12 +88,12 @@ def explain(
     from wbc_keras.gradcam import make_heatmaps
     from wbc_keras.predictor import load_model
 
-    cells, probabilities = predict_cells(opened, selection)
-    labels = selection.labels(opened.class_names)
-    chosen = choose_samples(labels, probabilities, samples=samples)
-    images, predicted = cells.images[chosen], probabilities[chosen].argmax(axis=1)
-    heatmaps = make_heatmaps(load_model(opened), images, predicted, method=method)
-    table = _describe(opened, selection, chosen, probabilities)
+    cells, own = predict_cells(opened, selection)
+    probabilities = selection.merge(own)
+    chosen = choose_samples(selection.labels(), probabilities, samples=samples)
+    images, table = cells.images[chosen], _describe(selection, chosen, probabilities)
+    classes = strongest_classes(selection, own[chosen])
+    heatmaps = make_heatmaps(load_model(opened), images, classes.tolist(), method=method)
     with runs.replacing_folder(folder) as temporary:
         _draw(temporary / "cells.png", images, heatmaps, table)
         runs.write_text(temporary / "cells.csv", table.to_csv(index=False))
@@ -128,12 +128,22 @@ def choose_samples(labels: Sequence[int], probabilities: np.ndarray, *, samples:
     return first[np.lexsort((ranks[first], (predicted != truth)[first], truth[first]))]
 
 
-def _describe(
-    run: runs.Run, selection: Selection, chosen: np.ndarray, probabilities: np.ndarray
-) -> pd.DataFrame:
+def strongest_classes(selection: Selection, probabilities: np.ndarray) -> np.ndarray:
+    """Return the model's most probable class within the predicted, perhaps merged, one: ``(n,)``.
+
+    Args:
+        selection: how the model's classes are merged.
+        probabilities: the model's own, ``(n, classes)``.
+    """
+    predicted = selection.merge(probabilities).argmax(axis=1)
+    is_within = selection.columns() == predicted[:, None]
+    return (probabilities * is_within).argmax(axis=1)
+
+
+def _describe(selection: Selection, chosen: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     table = selection.manifest.table.iloc[chosen][["file", "label"]].reset_index(drop=True)
     chances = probabilities[chosen]
-    table["predicted"] = [run.class_names[i] for i in chances.argmax(axis=1)]
+    table["predicted"] = [selection.class_names[i] for i in chances.argmax(axis=1)]
     table["confidence"] = chances.max(axis=1)
     return table
 

@@ -123,6 +123,7 @@ PBC_13 = Vocabulary(
         "neutrophil_segmented": "neutrophil_segmented",
     },
 )
+# Usually trained on 17: of `prolymphocyte` there is one single cell.
 JHU = Vocabulary(
     "Johns Hopkins",
     "Sidhom et al. 2021, DeepAPL, npj Precision Oncology 5:38",
@@ -147,7 +148,25 @@ JHU = Vocabulary(
         "thrombocyte_aggregation": "platelet_clump",
     },
 )
-VOCABULARIES: tuple[Vocabulary, ...] = (MUNICH, PBC_8, PBC_13, JHU)
+FIVE_PART = Vocabulary(
+    "five-part differential",
+    "the white cells of normal blood, as an automated count tells them apart",
+    {
+        "basophil": "basophil",
+        "eosinophil": "eosinophil",
+        "lymphocyte": "lymphocyte",
+        "monocyte": "monocyte",
+        "neutrophil": "neutrophil",
+    },
+)
+VOCABULARIES: tuple[Vocabulary, ...] = (MUNICH, PBC_8, PBC_13, JHU, FIVE_PART)
+
+# The two questions of Matek et al. 2019, in the Munich set's codes. PMB is in neither, though by
+# the rule above it is abnormal.
+MUNICH_GROUPINGS: Mapping[str, tuple[str, ...]] = {
+    "blast": ("MOB", "MYO"),
+    "atypical": ("EBO", "LYA", "MMZ", "MOB", "MYB", "MYO", "PMO"),
+}
 
 # Other spellings of the same cells.
 _SYNONYMS = {
@@ -193,21 +212,68 @@ def abnormal_classes(class_names: Sequence[str]) -> list[str] | None:
     return [name for name, abnormal in zip(class_names, kinds, strict=True) if abnormal]
 
 
-def shared_names(model_classes: Iterable[str], data_labels: Iterable[str]) -> dict[str, str]:
-    """Return for each label of the data the model's class that means it, where there is one.
+@dataclass(frozen=True)
+class SharedNames:
+    """Where a model's classes and the labels of some data meet.
 
-    An equal name comes first, then the same cell type, then the nearest wider one: data
-    "neutrophil_band" answers to a model's "neutrophil". Never the other way, and never to a type
-    that two of the model's classes name: labels without an answer are left out.
-
-    Returns:
-        data label -> model class, in the order of ``data_labels``.
+    Attributes:
+        labels: data label -> shared name; a label without a counterpart is not in it.
+        classes: model class -> shared name, every class; its own name where nothing is merged.
     """
-    classes = list(model_classes)
+
+    labels: Mapping[str, str]
+    classes: Mapping[str, str]
+
+    @property
+    def merged(self) -> dict[str, list[str]]:
+        """The shared names that are not simply a class's own, with the model's classes in each."""
+        members: dict[str, list[str]] = {}
+        for name, shared in self.classes.items():
+            members.setdefault(shared, []).append(name)
+        return {shared: names for shared, names in members.items() if names != [shared]}
+
+
+def share_names(model_classes: Iterable[str], data_labels: Iterable[str]) -> SharedNames:
+    """Bring a model's classes and the labels of some data to the finest names that they share.
+
+    - A label that is wider than some of the classes draws them together: on data that say only
+      "neutrophil", a model's band and segmented neutrophils become "neutrophil". All of the data's
+      labels within it go there too, so every cell has one right answer. The name is that of the
+      model's class of this type, if there is one.
+    - Otherwise a label answers to the class of the same name, or else of the same type, or else of
+      the nearest wider type: data "neutrophil_band" to a model's "neutrophil". Never to a type that
+      two of the classes name.
+    - Where both sides know the very same types within the wider one, they are of one scheme, and
+      nothing is drawn together: "neutrophil" then means one that is neither band nor segmented.
+    """
+    classes, labels = list(model_classes), list(data_labels)
     by_type = _unique((found.name, name) for name in classes if (found := cell_type(name)))
     by_key = _unique((_key(name), name) for name in classes)
-    answers = {label: _answer(label, classes, by_key, by_type) for label in data_labels}
-    return {label: answer for label, answer in answers.items() if answer is not None}
+    wide = _wide_types(classes, labels)
+
+    def gather(name: str) -> str | None:
+        above = [kind for kind in _widening(cell_type(name)) if kind in wide]
+        return by_type.get(above[-1], above[-1]) if above else None
+
+    answers = {name: gather(name) or _answer(name, classes, by_key, by_type) for name in labels}
+    return SharedNames(
+        {label: answer for label, answer in answers.items() if answer is not None},
+        {name: gather(name) or name for name in classes},
+    )
+
+
+def _wide_types(classes: Iterable[str], labels: Iterable[str]) -> set[str]:
+    """Return the types of labels that are wider than a class, but for those of one scheme."""
+    ours, theirs = (
+        {found.name: set(_widening(found)) for name in names if (found := cell_type(name))}
+        for names in (classes, labels)
+    )
+    wide = set()
+    for kind in theirs:
+        mine, others = ({name for name in side if kind in side[name]} for side in (ours, theirs))
+        if mine - {kind} and mine != others:
+            wide.add(kind)
+    return wide
 
 
 def _answer(

@@ -9,16 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from wbc_keras.config import Config
 from wbc_keras.errors import DataError
-from wbc_keras.labels import shared_names
+from wbc_keras.labels import SharedNames, share_names
 from wbc_keras.manifest import Manifest, read_manifest
 from wbc_keras.runs import Run
 from wbc_keras.splits import read_splits
 
 logger = logging.getLogger(__name__)
+
+Integers = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.floating]
 
 SPLITS = ("train", "validation", "test", "all")
 
@@ -30,19 +35,35 @@ class Selection:
     Attributes:
         name: what results are filed under: the split's name, or the other source's.
         source: all cells of the source that they are taken from.
-        manifest: the cells; labels are class names of the model.
+        manifest: the cells; labels are shared names.
+        shared: the names that the model's classes and the source's labels share.
         left_out: cells by label of the source that the model has no class for.
     """
 
     name: str
     source: Manifest
     manifest: Manifest
+    shared: SharedNames
     left_out: Mapping[str, int]
 
-    def labels(self, class_names: tuple[str, ...]) -> list[int]:
-        """Return each cell's index into ``class_names``."""
-        index = {name: i for i, name in enumerate(class_names)}
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The k names that the cells are scored on: the model's classes, some perhaps merged."""
+        return tuple(dict.fromkeys(self.shared.classes.values()))
+
+    def labels(self) -> list[int]:
+        """Return each cell's index into `class_names`."""
+        index = {name: i for i, name in enumerate(self.class_names)}
         return [index[label] for label in self.manifest.table["label"]]
+
+    def columns(self) -> Integers:
+        """Return the index into `class_names` of each of the model's classes."""
+        return np.array([self.class_names.index(name) for name in self.shared.classes.values()])
+
+    def merge(self, probabilities: Floats) -> Floats:
+        """Sum a model's probabilities ``(n, classes)`` into those of `class_names`, ``(n, k)``."""
+        belongs = np.eye(len(self.class_names), dtype=probabilities.dtype)[self.columns()]
+        return probabilities @ belongs
 
 
 def select_cells(
@@ -72,7 +93,8 @@ def select_cells(
         )
     if own is not None:
         split = split or "test"
-        return Selection(split, manifest, _take_split(own, split), {})
+        same = {name: name for name in run.class_names}
+        return Selection(split, manifest, _take_split(own, split), SharedNames(same, same), {})
     split = split or "all"
     name = manifest.name if split == "all" else f"{manifest.name}_{split}"
     return _share_labels(run, name, manifest, split)
@@ -137,18 +159,28 @@ def _take_split(manifest: Manifest, split: str) -> Manifest:
 
 def _share_labels(run: Run, name: str, source: Manifest, split: str) -> Selection:
     manifest = _take_split(source, split)
-    mapping = shared_names(run.class_names, manifest.class_names())
+    shared = share_names(run.class_names, manifest.class_names())
     labels = manifest.table["label"]
-    left_out = Counter(label for label in labels if label not in mapping)
-    if not mapping:
+    if not shared.labels:
         raise DataError(
             f"{manifest.root}: shares no label with the model. Its labels: "
             f"{', '.join(manifest.class_names())}; the model's: {', '.join(run.class_names)}; "
             "give cells of its classes, or rename the labels"
         )
+    left_out = dict(Counter(label for label in labels if label not in shared.labels))
+    _log_shared(manifest.root, shared, left_out)
+    kept = manifest.select(labels.isin(list(shared.labels)).to_numpy())
+    table = kept.table.assign(label=kept.table["label"].map(dict(shared.labels)))
+    return Selection(name, source, dataclasses.replace(kept, table=table), shared, left_out)
+
+
+def _log_shared(root: Path, shared: SharedNames, left_out: Mapping[str, int]) -> None:
     if left_out:
         counts = ", ".join(f"{label} ({count})" for label, count in left_out.items())
-        logger.warning("%s: left out, as the model has no such class: %s", manifest.root, counts)
-    shared = manifest.select(labels.isin(list(mapping)).to_numpy())
-    table = shared.table.assign(label=shared.table["label"].map(mapping))
-    return Selection(name, source, dataclasses.replace(shared, table=table), dict(left_out))
+        logger.warning("%s: left out, as the model has no such class: %s", root, counts)
+    for name, classes in shared.merged.items():
+        logger.warning("%s: scored as %s: the model's %s", root, name, ", ".join(classes))
+    absent = dict.fromkeys(shared.classes.values()).keys() - set(shared.labels.values())
+    if absent:
+        names = ", ".join(sorted(absent))
+        logger.info("%s: has no cell of these, which stay possible answers: %s", root, names)

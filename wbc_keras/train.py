@@ -282,7 +282,9 @@ def _require_same_splits(folder: Path, plan: DataPlan) -> None:
 
 
 def _split_table(plan: DataPlan) -> pd.DataFrame:
-    return plan.manifest.table.assign(split=plan.assignment)
+    from wbc_keras.manifest import COLUMNS
+
+    return plan.manifest.table[list(COLUMNS)].assign(split=plan.assignment)
 
 
 def _write_plan(config: Config, plan: DataPlan, folder: Path) -> None:

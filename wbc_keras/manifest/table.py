@@ -32,7 +32,8 @@ class Manifest:
     Attributes:
         root: folder that `file` is relative to.
         table: one row for each cell; text columns file (with forward slashes), label ("" unknown),
-            group ("" none) and split ("" none, else train, validation or test).
+            group ("" none) and split ("" none, else train, validation or test). A source may have
+            text columns of its own after these.
         name: a short name for results: the folder's, the file's stem, or "synthetic".
     """
 
@@ -55,9 +56,9 @@ class Manifest:
 
 
 def make_manifest(root: Path, rows: Mapping[str, Sequence[str]], *, name: str = "") -> Manifest:
-    """Return a manifest of text ``rows``; a column that is not given is empty."""
-    count = len(rows["file"])
-    table = pd.DataFrame({column: rows.get(column, [""] * count) for column in COLUMNS}, dtype=str)
+    """Return a manifest of text ``rows``; of the four columns, one that is not given is empty."""
+    empty = dict.fromkeys(COLUMNS, [""] * len(rows["file"]))
+    table = pd.DataFrame({**empty, **rows}, dtype=str)
     return Manifest(root, table, name or root.resolve().name or "data")
 
 
