@@ -153,7 +153,7 @@ def _write(
     paths = (manifest.root / file for file in files)
     _require_room(folder, len(files) * image_size[0] * image_size[1] * 3)
     print(f"preparing {len(files)} cells, kept in {folder.parent}", flush=True)
-    progress = keras.utils.Progbar(len(files), unit_name="chunk")
+    progress = keras.utils.Progbar(len(files), unit_name="cell")
     boxes, found = [], []
     checksums: list[int] = []
     bad: list[tuple[int, str]] = []
