@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection",
+    "predictions selection headers survey duplicates checks check_report",
     # 1: TensorFlow and Keras parts
     "images localize augment pipeline layers losses backbones",
     # 2: assembly
