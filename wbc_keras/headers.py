@@ -55,6 +55,10 @@ class HeaderError(ValueError):
     """The bytes are no picture that is read here; the message says why, in the words of a user."""
 
 
+class HugeError(HeaderError):
+    """The header declares more pixels than are read."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What a picture says it is.
@@ -82,8 +86,9 @@ def read_header(encoded: bytes) -> Header:
     """Read what an encoded picture says of itself.
 
     Raises:
-        HeaderError: another format, a damaged header, more than `MAX_PIXELS` pixels, or colours
-            that are not read here (CMYK, Lab): what they look like depends on a print profile.
+        HugeError: more than `MAX_PIXELS` pixels.
+        HeaderError: another format, a damaged header, or colours that are not read here (CMYK,
+            Lab): what they look like depends on a profile.
     """
     kind = _kind_of(encoded)
     try:
@@ -91,7 +96,7 @@ def read_header(encoded: bytes) -> Header:
     except (struct.error, LookupError, ValueError):
         raise HeaderError(f"the {kind} header is damaged or truncated") from None
     if header.width * header.height > MAX_PIXELS:
-        raise HeaderError(
+        raise HugeError(
             f"says it has {header.width}x{header.height} pixels, more than the "
             f"{MAX_PIXELS // 10**6} million that are read; cut out the cells"
         )
