@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 # A module imports from its own layer or an earlier one, never in a circle.
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
-    "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection headers survey duplicates checks check_report",
+    "__init__ errors commands config cache labels manifest splits group_search synthetic metrics "
+    "balance runs predictions selection headers survey duplicates checks check_report",
     # 1: TensorFlow and Keras parts
     "images localize augment pipeline layers losses backbones",
     # 2: assembly
