@@ -24,7 +24,7 @@ LAYERS = (
     # 2: assembly
     "classifier fitting inference predictor gradcam plots",
     # 3: commands
-    "train evaluate explain predict roi export",
+    "train evaluate explain predict roi export manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,17 @@ from wbc_keras.duplicates import SIDE, Copies, Pictures, find_copies, fingerprin
 from wbc_keras.headers import Header, HeaderError, HugeError, read_header
 
 # Grey levels of standard deviation under which nothing is to be seen on the small picture.
-BLANK = 2.0
+BLANK = 4.0
 _BATCH = 2048
 _REMEMBERED = 4096
 
 
+Loader = Callable[[int], Pictures | None]
+
+
 @dataclass(frozen=True)
 class Fault:
-    """Why a file cannot be used: `problem` is unreadable, damaged, huge or tiny."""
+    """Why a file cannot be used: `problem` is unreadable, damaged or huge."""
 
     problem: str
     reason: str
@@ -68,12 +72,18 @@ class Survey:
         """Return bool (n,): seen, and nearly uniform."""
         return self.is_seen() & (self.contrasts < BLANK)
 
+    def with_damaged(self, damaged: Mapping[str, str]) -> Survey:
+        """Return the survey with further faults: the reason of files that cannot be decoded."""
+        rows = [row for row, file in enumerate(self.files) if file in damaged]
+        found = {row: Fault("damaged", damaged[self.files[row]]) for row in rows}
+        return dataclasses.replace(self, faults={**found, **self.faults})
+
     def find_copies(self) -> Copies:
         """Find the copies among the pictures that are neither faulty nor blank."""
         rows = np.flatnonzero(self.is_seen() & ~self.is_blank())
         return find_copies(self.fingerprints, self.digests, rows=rows, load=self.load_small())
 
-    def load_small(self) -> Callable[[int], Pictures | None]:
+    def load_small(self) -> Loader:
         """Return a function that gives the small picture of a row; the last ones are remembered."""
 
         @functools.lru_cache(maxsize=_REMEMBERED)

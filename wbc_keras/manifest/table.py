@@ -7,12 +7,15 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from wbc_keras.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 COLUMNS = ("file", "label", "group", "split")
@@ -56,6 +59,9 @@ class Manifest:
 
 def make_manifest(root: Path, rows: Mapping[str, Sequence[str]], *, name: str = "") -> Manifest:
     """Return a manifest of text ``rows``; a column that is not given is empty."""
+    # Here, not above: the package's command shows its --help without pandas.
+    import pandas as pd
+
     count = len(rows["file"])
     table = pd.DataFrame({column: rows.get(column, [""] * count) for column in COLUMNS}, dtype=str)
     return Manifest(root, table, name or root.resolve().name or "data")
