@@ -146,11 +146,12 @@ class DataPlan:
 
 
 def plan_data(config: Config) -> DataPlan:
-    """Read the manifest, check every picture, and split.
+    """Read the manifest, check every picture, and split; copies of one picture stay together.
 
     Raises:
         DataError: what is wrong with the source; all bad pictures are named together.
     """
+    from wbc_keras.checks import screen
     from wbc_keras.images import describe_bad, find_bad_images
     from wbc_keras.manifest import read_manifest
     from wbc_keras.splits import make_splits
@@ -175,6 +176,7 @@ def plan_data(config: Config) -> DataPlan:
             f"{settings.source}: a classifier needs at least two classes. Received: {names}; "
             "sort the pictures into one folder a class, or check data.exclude_labels"
         )
+    screening = screen(manifest, near_duplicates=settings.near_duplicates)
     k, folds = split.fold_of or (None, 5)
     splits = make_splits(
         manifest.table,
@@ -183,8 +185,10 @@ def plan_data(config: Config) -> DataPlan:
         fold=k,
         folds=folds,
         seed=split.seed,
+        units=screening.units,
     )
-    return DataPlan(manifest, splits.assignment, tuple(names), splits.notes, tuple(bad))
+    notes = (*splits.notes, *screening.notes)
+    return DataPlan(manifest, splits.assignment, tuple(names), notes, tuple(bad))
 
 
 def _without_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:

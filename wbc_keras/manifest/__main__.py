@@ -31,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument(
         "--data",
         required=True,
+        metavar="PATH",
         help="class folder, folder with manifest.csv, CSV, Munich folder, .npz or 'synthetic'",
     )
-    check.add_argument("--output", help="folder (default: artifacts/check-<name of the data>)")
+    check.add_argument(
+        "--output", metavar="DIR", help="folder (default: artifacts/check-<name of the data>)"
+    )
     return run_action(_action, parser.parse_args(argv))
 
 
@@ -85,9 +88,7 @@ def check_data(data: str | Path, *, output: str | Path | None = None) -> Checked
 
     # Whether a picture can be decoded is for the decoder to say that training uses.
     reasons = {image.path: image.reason for image in find_bad_images(manifest.paths())}
-    files = {
-        path: file for path, file in zip(manifest.paths(), manifest.table["file"], strict=True)
-    }
+    files = dict(zip(manifest.paths(), manifest.table["file"], strict=True))
     damaged = {files[path]: reason for path, reason in reasons.items()}
     findings = check(manifest, damaged=damaged)
     write_report(folder, manifest, findings)
