@@ -355,4 +355,4 @@ def _describe_copy(survey: Survey, load: Loader, *, row: int, first: int) -> str
     one, other = load(first), load(row)
     if one is None or other is None:
         return "same picture"
-    return f"same picture, {TURNS[compare(one, other)[1]]}"
+    return f"same picture {TURNS[compare(one, other)[1]]}"

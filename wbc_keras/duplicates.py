@@ -38,7 +38,7 @@ _REDUCED = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 TURNS = (
-    "as it is",
+    "encoded anew or moved",
     "turned by 90 degrees",
     "turned by 180 degrees",
     "turned by 270 degrees",
@@ -81,8 +81,8 @@ def fingerprint(pictures: Pictures) -> Floats:
         pictures: uint8 (n, `SIDE`, `SIDE`, 3).
 
     Returns:
-        float32 (n, 23), in grey levels: 20 amplitudes, each the root mean square over the places
-        that turning and mirroring exchange, and the three channels' means.
+        float32 (n, 23), in grey levels: 20 amplitudes, each taken together over the places that
+        turning and mirroring exchange, and the three channels' means.
     """
     # Channel by channel: NumPy is slow along an axis of three.
     channels = [pictures[..., channel].astype(np.float32) for channel in range(3)]
@@ -96,9 +96,10 @@ def fingerprint(pictures: Pictures) -> Floats:
 
 
 def _symmetric(spectrum: npt.NDArray[np.floating], u: int, v: int) -> npt.NDArray[np.floating]:
-    places = {(u, v), (-u, v), (v, u), (-v, u)}
+    # Along an axis -v is v again.
+    places = {(0, v), (v, 0)} if u == 0 else {(u, v), (-u, v), (v, u), (-v, u)}
     square = sum(spectrum[:, row, column] ** 2 for row, column in places)
-    return np.asarray(np.sqrt(square / (2 if u in (0, v) else 1)))
+    return np.asarray(np.sqrt(square / 2))
 
 
 def compare(one: Pictures, other: Pictures) -> tuple[float, int]:
