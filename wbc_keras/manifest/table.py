@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ COLUMNS = ("file", "label", "group", "split")
 
 MANIFEST = "manifest.csv"
 MUNICH = "annotations.dat"
+LEAVES = "is a link that leaves the data folder; copy the picture into it"
 ACCEPTED = (
     "a folder with one sub-folder of pictures for each class, a folder with manifest.csv, a .csv "
     "file, the Munich folder with annotations.dat, a MedMNIST .npz file, or `synthetic`"
@@ -104,6 +106,25 @@ def refuse_rows(
         some = [f"{numbers[i]}" + (f" ({values[i]})" if values is not None else "") for i in found]
         count = f" ({len(found)} rows)" if len(found) > 1 else ""
         raise DataError(f"{path}: row {list_some(some)}{count}: {what}")
+
+
+def link_checker(root: str | Path) -> Callable[[str], bool]:
+    """Return a function that tells whether a file under ``root``, links followed, lies there."""
+    real_root = os.path.realpath(root)
+    parents: dict[str, bool] = {}
+
+    def is_under(path: str) -> bool:
+        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
+
+    def is_inside(file: str) -> bool:
+        path = os.path.join(root, file)
+        parent = os.path.dirname(path)
+        # Each folder once: a table may have a million rows.
+        if parent not in parents:
+            parents[parent] = is_under(parent)
+        return parents[parent] and (not os.path.islink(path) or is_under(path))
+
+    return is_inside
 
 
 def list_some(items: Sequence[str], limit: int = 5) -> str:
