@@ -16,7 +16,8 @@ does not read or reads differently, by OpenCV. Both give the same RGB:
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from wbc_keras.errors import DataError
 from wbc_keras.headers import Header, HeaderError, as_stored, read_header
 
 _DECODED_BY_TENSORFLOW = ("JPEG", "PNG")
+_PART = 4096
 
 
 class BadImage(DataError):
@@ -113,7 +115,7 @@ def read_bytes(path: str | Path) -> bytes:
     return bytes(png.tobytes())
 
 
-def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[BadImage]:
+def find_bad_images(paths: Iterable[str | Path], *, workers: int = 4) -> list[BadImage]:
     """Decode every picture in full and return what is wrong with those that cannot be used.
 
     Args:
@@ -124,18 +126,22 @@ def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[Ba
         One `BadImage` for each bad file, in the order of ``paths``; empty if all are good.
     """
     # libjpeg writes a line of its own for each damaged file.
+    found, rest = [], iter(paths)
     with silent_stderr(), ThreadPoolExecutor(workers) as pool:
-        return [fault for fault in pool.map(_fault_of, paths) if fault is not None]
+        # In parts: a million waiting calls would take a gigabyte.
+        while part := list(itertools.islice(rest, _PART)):
+            found += [fault for fault in pool.map(_fault_of, part) if fault is not None]
+    return found
 
 
-def require_readable(paths: Sequence[str | Path]) -> None:
+def require_readable(paths: Iterable[str | Path]) -> None:
     """Raise one DataError that names the pictures that cannot be used, if there are any."""
     bad = find_bad_images(paths)
     if bad:
         raise DataError(describe_bad(bad) + "; mend or remove them")
 
 
-def describe_bad(bad: Sequence[BadImage]) -> str:
+def describe_bad(bad: Collection[BadImage]) -> str:
     """Say in one line how many pictures cannot be used, and name them all."""
     names = "; ".join(map(str, bad))
     return f"{len(bad)} picture{'s' if len(bad) > 1 else ''} cannot be used: {names}"

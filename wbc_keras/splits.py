@@ -143,10 +143,11 @@ class _Cells:
 
 
 def _read_cells(table: pd.DataFrame, units: Integers | None) -> _Cells:
-    rows = np.argsort(table["file"].to_numpy(dtype=str), kind="stable")
-    class_names, labels = np.unique(table["label"].to_numpy(dtype=str), return_inverse=True)
-    group_names, groups = np.unique(table["group"].to_numpy(dtype=str), return_inverse=True)
-    has_groups = group_names.tolist() != [""]
+    # As objects: NumPy's own text has the width of the longest, in every row.
+    rows = np.argsort(table["file"].to_numpy(dtype=object), kind="stable")
+    labels, class_names = pd.factorize(table["label"].to_numpy(dtype=object), sort=True)
+    groups, group_names = pd.factorize(table["group"].to_numpy(dtype=object), sort=True)
+    has_groups = list(group_names) != [""]
     names = tuple(str(name) for name in class_names)
     units = np.arange(len(table)) if units is None else units
     joined = _join(groups, units)[rows] if has_groups else None
