@@ -108,6 +108,26 @@ def refuse_rows(
         raise DataError(f"{path}: row {list_some(some)}{count}: {what}")
 
 
+def require_utf8(names: Iterable[str]) -> None:
+    """Raise a DataError for names that UTF-8, the encoding of every list written here, cannot hold.
+
+    Python gives the bytes of such a file name as lone surrogates.
+    """
+    faulty = [name for name in names if not (name.isascii() or _is_utf8(name))]
+    if faulty:
+        shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in faulty]
+        count = f"{len(faulty)} names are" if len(faulty) > 1 else "a name is"
+        raise DataError(f"{list_some(shown)}: {count} not UTF-8; rename them, e.g. with convmv")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def link_checker(root: str | Path) -> Callable[[str], bool]:
     """Return a function that tells whether a file under ``root``, links followed, lies there."""
     real_root = os.path.realpath(root)
