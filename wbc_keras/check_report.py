@@ -14,6 +14,7 @@ import numpy as np
 
 from wbc_keras import runs
 from wbc_keras.checks import PROBLEMS, Finding, count_findings
+from wbc_keras.commands import silent_stderr
 from wbc_keras.headers import HeaderError, read_header
 from wbc_keras.manifest import Manifest
 
@@ -48,8 +49,10 @@ figcaption span { color: var(--soft) } li { overflow-wrap: anywhere }
 
 def write_report(folder: Path, manifest: Manifest, findings: Sequence[Finding]) -> None:
     """Write the page and the list into ``folder``, which takes the place of an older one whole."""
-    with runs.replacing_folder(folder) as temporary:
+    # libpng writes a line of its own for each damaged file.
+    with silent_stderr():
         page = render_page(manifest, findings)
+    with runs.replacing_folder(folder) as temporary:
         (temporary / PAGE).write_text(page, encoding="utf-8")
         with (temporary / LIST).open("w", encoding="utf-8", newline="") as stream:
             writer = csv.writer(stream, lineterminator="\n")

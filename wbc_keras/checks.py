@@ -256,11 +256,11 @@ def _check_small_classes(table: pd.DataFrame, copies: Copies) -> Iterator[Findin
     named = table[table["label"] != ""]
     has_groups = bool((table["group"] != "").any())
     counted = named["group"] if has_groups else pd.Series(copies.units, table.index)[named.index]
-    what = "groups (patients)" if has_groups else "different pictures"
+    what = "groups" if has_groups else "pictures"
     sizes = counted.groupby(named["label"]).nunique()
     for label, size in sizes[sizes < _SPLITS_TO_REACH].items():
         cells = int((named["label"] == label).sum())
-        yield Finding("small_class", "", f"{label}: {cells} cells, {size} {what}", str(label))
+        yield Finding("small_class", "", f"{label}: cells {cells}, {what} {size}", str(label))
     if (table["split"] != "").any():
         found = pd.crosstab(named["label"], named["split"])
         for label, row in found[(found == 0).any(axis=1) & (sizes >= _SPLITS_TO_REACH)].iterrows():

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wbc_keras.commands import silent_stderr
 from wbc_keras.duplicates import SIDE, Copies, Pictures, find_copies, fingerprint, shrink
 from wbc_keras.headers import Header, HeaderError, HugeError, read_header
 
@@ -29,7 +30,7 @@ Loader = Callable[[int], Pictures | None]
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a file cannot be used: `problem` is unreadable, damaged or huge."""
+    """Why a file cannot be used: `problem` is unreadable, damaged, huge or tiny."""
 
     problem: str
     reason: str
@@ -73,9 +74,10 @@ class Survey:
         return self.is_seen() & (self.contrasts < BLANK)
 
     def with_damaged(self, damaged: Mapping[str, str]) -> Survey:
-        """Return the survey with further faults: the reason of files that cannot be decoded."""
+        """Return the survey with further faults: the reason of files that cannot be used."""
         rows = [row for row, file in enumerate(self.files) if file in damaged]
-        found = {row: Fault("damaged", damaged[self.files[row]]) for row in rows}
+        kinds = {row: "tiny" if self.sizes[row].min() == 1 else "damaged" for row in rows}
+        found = {row: Fault(kind, damaged[self.files[row]]) for row, kind in kinds.items()}
         return dataclasses.replace(self, faults={**found, **self.faults})
 
     def find_copies(self) -> Copies:
@@ -104,7 +106,8 @@ def survey_pictures(root: Path, files: Sequence[str], *, workers: int | None = N
     faults: dict[int, Fault] = {}
     forms: dict[int, str] = {}
     parts = []
-    with ThreadPoolExecutor(workers) as pool:
+    # libpng writes a line of its own for each damaged file.
+    with silent_stderr(), ThreadPoolExecutor(workers) as pool:
         # In parts: a million waiting calls would take a gigabyte.
         for start in range(0, len(files), _BATCH):
             paths = [root / file for file in files[start : start + _BATCH]]
