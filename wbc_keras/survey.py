@@ -105,7 +105,7 @@ def survey_pictures(root: Path, files: Sequence[str], *, workers: int | None = N
     """
     faults: dict[int, Fault] = {}
     forms: dict[int, str] = {}
-    parts = []
+    columns: list[npt.NDArray[Any]] = []
     # libpng writes a line of its own for each damaged file.
     with silent_stderr(), ThreadPoolExecutor(workers) as pool:
         # In parts: a million waiting calls would take a gigabyte.
@@ -114,8 +114,10 @@ def survey_pictures(root: Path, files: Sequence[str], *, workers: int | None = N
             looks = list(pool.map(_look_at, paths))
             faults |= {start + i: look.fault for i, look in enumerate(looks) if look.fault}
             forms |= {start + i: look.form for i, look in enumerate(looks) if look.form}
-            parts.append(_measure(looks))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+            part = _measure(looks)
+            columns = columns or [np.zeros((len(files), *c.shape[1:]), c.dtype) for c in part]
+            for column, values in zip(columns, part, strict=True):
+                column[start : start + len(looks)] = values
     return Survey(root, files, faults, forms, *columns)
 
 
