@@ -87,9 +87,9 @@ def check_data(data: str | Path, *, output: str | Path | None = None) -> Checked
     from wbc_keras.images import find_bad_images
 
     # Whether a picture can be decoded is for the decoder to say that training uses.
-    reasons = {image.path: image.reason for image in find_bad_images(manifest.paths())}
-    files = dict(zip(manifest.paths(), manifest.table["file"], strict=True))
-    damaged = {files[path]: reason for path, reason in reasons.items()}
+    root = manifest.root
+    bad = find_bad_images(root / file for file in manifest.table["file"])
+    damaged = {image.path.relative_to(root).as_posix(): image.reason for image in bad}
     findings = check(manifest, damaged=damaged)
     write_report(folder, manifest, findings)
     return Checked(len(manifest.table), tuple(findings), folder)
