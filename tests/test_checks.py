@@ -107,6 +107,9 @@ def test_class_that_a_given_split_lacks() -> None:
     rows = [(f"{n}", "ab"[n % 2], "", "train") for n in range(8)]
     rows += [(f"t{n}", "a", "", "test") for n in range(4)]
     assert found_in(make_table(rows)) == [("small_class", "b: no cell in test")]
+    # A column that is filled in part, and a class without a split.
+    rows += [(f"c{n}", "c", "", "") for n in range(5)]
+    assert found_in(make_table(rows)) == [("small_class", "b: no cell in test")]
 
 
 def test_patients_in_file_names(aml_jhu: Path) -> None:

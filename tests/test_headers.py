@@ -113,5 +113,7 @@ def test_only_a_tiff_is_changed() -> None:
     assert as_stored(upright) == upright
     turned = encode("RGB", "TIFF", tiffinfo={274: 6})
     assert as_stored(turned) == encode("RGB", "TIFF", tiffinfo={274: 1})
+    big = encode("RGB", "TIFF", tiffinfo={274: 6}, big_tiff=True)
+    assert as_stored(big) == encode("RGB", "TIFF", tiffinfo={274: 1}, big_tiff=True)
     broken = b"II*\x00\xff\xff\xff\x00"
     assert as_stored(broken) == broken

@@ -261,11 +261,12 @@ def _check_small_classes(table: pd.DataFrame, copies: Copies) -> Iterator[Findin
     for label, size in sizes[sizes < _SPLITS_TO_REACH].items():
         cells = int((named["label"] == label).sum())
         yield Finding("small_class", "", f"{label}: cells {cells}, {what} {size}", str(label))
-    if (table["split"] != "").any():
-        found = pd.crosstab(named["label"], named["split"])
-        for label, row in found[(found == 0).any(axis=1) & (sizes >= _SPLITS_TO_REACH)].iterrows():
-            empty = ", ".join(row.index[row == 0])
-            yield Finding("small_class", "", f"{label}: no cell in {empty}", str(label))
+    given = named[named["split"] != ""]
+    found = pd.crosstab(given["label"], given["split"])
+    found = found[sizes.reindex(found.index) >= _SPLITS_TO_REACH]
+    for label, row in found[(found == 0).any(axis=1)].iterrows():
+        empty = ", ".join(row.index[row == 0])
+        yield Finding("small_class", "", f"{label}: no cell in {empty}", str(label))
 
 
 def _check_names(table: pd.DataFrame) -> Iterator[Finding]:

@@ -168,8 +168,9 @@ def find_copies(
 
 
 def _find(units: Integers, row: int) -> int:
-    """Follow the links to the first of a set."""
+    """Follow the links to the first of a set; on the way, shorten them."""
     while units[row] != row:
+        units[row] = units[units[row]]
         row = units[row]
     return int(row)
 

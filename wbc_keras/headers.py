@@ -27,6 +27,7 @@ _FORMATS: tuple[tuple[bytes, Kind], ...] = (
     (b"MM\x00+", "TIFF"),
     (b"BM", "BMP"),
 )
+_TIFF = tuple(start for start, kind in _FORMATS if kind == "TIFF")
 _NOT_READ = "is not a JPEG, PNG, TIFF or BMP picture"
 # Where another picture format is renamed, its name helps more than "is not".
 _FOREIGN = ((0, b"GIF8", "GIF"), (8, b"WEBP", "WebP"), (4, b"ftyp", "HEIF or AVIF"))
@@ -115,7 +116,7 @@ def as_stored(encoded: bytes) -> bytes:
     OpenCV turns by the orientation tag. TensorFlow does neither to a PNG or JPEG, so here alpha is
     declared associated, and the orientation upright.
     """
-    if encoded[:4] not in (b"II*\x00", b"MM\x00*"):
+    if not encoded.startswith(_TIFF):
         return encoded
     changed = bytearray(encoded)
     order = _order(encoded)

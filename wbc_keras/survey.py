@@ -95,19 +95,13 @@ class Survey:
         return load
 
 
-def survey_pictures(root: Path, files: Sequence[str], *, workers: int | None = None) -> Survey:
-    """Look at every picture once.
-
-    Args:
-        root: folder that ``files`` are relative to.
-        files: pictures.
-        workers: threads; by default a few more than cores, as decoding runs outside Python's lock.
-    """
+def survey_pictures(root: Path, files: Sequence[str]) -> Survey:
+    """Look once at every picture of ``files``, which are relative to ``root``."""
     faults: dict[int, Fault] = {}
     forms: dict[int, str] = {}
     columns: list[npt.NDArray[Any]] = []
     # libpng writes a line of its own for each damaged file.
-    with silent_stderr(), ThreadPoolExecutor(workers) as pool:
+    with silent_stderr(), ThreadPoolExecutor() as pool:
         # In parts: a million waiting calls would take a gigabyte.
         for start in range(0, len(files), _BATCH):
             paths = [root / file for file in files[start : start + _BATCH]]
