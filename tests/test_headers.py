@@ -85,6 +85,7 @@ def test_real_cells_as_pillow_reads_them(pbc: Path, lmu_smoke: Path) -> None:
         (b"\xff\xd8\xff\xd9", "the JPEG header is damaged"),
         (encode("RGB", "PNG")[:30], "the PNG header is damaged"),
         (b"II*\x00\xff\xff\xff\x00", "the TIFF header is damaged"),
+        (b"II+\x00\x08\x00\x00\x00" + b"\xff" * 8, "the TIFF header is damaged"),
         (b"BM", "the BMP header is damaged"),
         (encode("CMYK", "JPEG"), "CMYK"),
     ],

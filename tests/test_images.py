@@ -330,11 +330,11 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
 
 
 def test_a_picture_other_than_its_header_says(tmp_path: Path, rgb: np.ndarray) -> None:
-    """The width stands twice: libtiff takes the first, the last one counts here."""
+    """The width stands twice: libtiff takes the first, the larger one counts here."""
     encoded = bytearray(make_tiff(rgb))
     entry = 8 + 2 + 12 * 7  # of the rows of a strip: all, if they are not given
-    struct.pack_into("<HHIHH", encoded, entry, 256, 3, 1, 40, 0)
-    with pytest.raises(BadImage, match=r"decodes to 53x37 pixels where its header says 40x37"):
+    struct.pack_into("<HHIHH", encoded, entry, 256, 3, 1, 60, 0)
+    with pytest.raises(BadImage, match=r"decodes to 53x37 pixels where its header says 60x37"):
         read(tmp_path, bytes(encoded))
 
 

@@ -50,6 +50,8 @@ _NEEDED = frozenset((_SUBFILE, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATIO
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _MOST_PAGES = 10_000
+# What reading past the end, by an unknown code or at a place of 64 bits raises.
+_BROKEN = (struct.error, LookupError, OverflowError, ValueError)
 
 
 class HeaderError(ValueError):
@@ -94,7 +96,7 @@ def read_header(encoded: bytes) -> Header:
     kind = _kind_of(encoded)
     try:
         header = _READERS[kind](encoded)
-    except (struct.error, LookupError, ValueError):
+    except _BROKEN:
         raise HeaderError(f"the {kind} header is damaged or truncated") from None
     if header.width * header.height > MAX_PIXELS:
         raise HugeError(
@@ -124,7 +126,7 @@ def as_stored(encoded: bytes) -> bytes:
         for tag, value, offset in _entries(encoded, _first_directory(encoded)):
             if (tag, value) == (_EXTRA_SAMPLES, 2) or (tag == _ORIENTATION and value != 1):
                 struct.pack_into(order + "H", changed, offset, 1)
-    except (struct.error, LookupError):
+    except _BROKEN:
         return encoded  # A broken directory: the decoder says so.
     return bytes(changed)
 
@@ -189,10 +191,7 @@ def _read_bmp(encoded: bytes) -> Header:
 
 
 def _read_tiff(encoded: bytes) -> Header:
-    pages = [
-        {tag: value for tag, value, _ in _entries(encoded, start)}
-        for start in _directories(encoded)
-    ]
+    pages = [_read_page(encoded, start) for start in _directories(encoded)]
     first = pages[0]
     # Bit 0 marks a smaller copy of another page.
     frames = sum(not page.get(_SUBFILE, 0) & 1 for page in pages)
@@ -205,6 +204,14 @@ def _read_tiff(encoded: bytes) -> Header:
         _EXTRA_SAMPLES in first,
         max(frames, 1),
     )
+
+
+def _read_page(encoded: bytes, start: int) -> dict[int, int]:
+    page: dict[int, int] = {}
+    for tag, value, _ in _entries(encoded, start):
+        # Of a tag that stands twice the larger, lest a bomb hide behind the other.
+        page[tag] = max(value, page.get(tag, 0))
+    return page
 
 
 def _order(encoded: bytes) -> str:
