@@ -6,13 +6,13 @@ amplitudes do not change when a picture is turned or mirrored; they change littl
 so that many a cell photographed twice is found as well. Pictures with near fingerprints are then
 compared themselves, so that two cells that only look alike are not taken for one.
 
-`benchmarks/copies.py`: JPEG at quality 30 or at half size moves a fingerprint by 2 at most; of the
-24,031 cells of `pbc` and `aml_jhu`, no two different ones lie within 5.
+Of the 24,031 cells of `pbc` and `aml_jhu` no two different ones lie within 5, and of those within
+9 none correlates by more than 0.95; `benchmarks/copies.py` says what is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -25,8 +25,12 @@ Integers = npt.NDArray[np.intp]
 Pictures = npt.NDArray[np.uint8]
 
 SIDE = 48  # pixels of the small square pictures that are compared
-# How far two fingerprints may be apart, in grey levels, and how well the pictures must correlate.
-_RADIUS = 5.0
+# How far two fingerprints may be apart, in grey levels, in sets of up to so many pictures. JPEG and
+# scaling move them by 2; a cell photographed twice is further off, and looked for where strangers
+# as near are few.
+_RADII = ((20_000, 9.0), (200_000, 5.0))
+_SMALLEST_RADIUS = 3.0
+# How well the pictures must correlate.
 _CORRELATION = 0.97
 _SHIFT = 4  # pixels of the small picture that a copy may be moved
 _NEIGHBOURS = 6
@@ -106,12 +110,13 @@ def compare(one: Pictures, other: Pictures) -> tuple[float, int]:
     """Return how alike two small pictures are, and which of the `TURNS` makes them so.
 
     The first, without its margin, is moved over the second in all eight positions; the likeness is
-    the best correlation found, -1 to 1.
+    the best correlation of their grey values, -1 to 1.
     """
-    core = np.ascontiguousarray(one[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT])
+    core, whole = (cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY) for picture in (one, other))
+    core = np.ascontiguousarray(core[_SHIFT:-_SHIFT, _SHIFT:-_SHIFT])
     found = [
         float(cv2.matchTemplate(turned, core, cv2.TM_CCOEFF_NORMED).max())
-        for turned in _symmetries(other)
+        for turned in _symmetries(np.asarray(whole, np.uint8))
     ]
     best = int(np.argmax(found))
     return found[best], best
@@ -184,17 +189,14 @@ def _near_pairs(fingerprints: Floats, rows: Integers) -> Iterator[tuple[int, int
     if len(rows) < 2:
         return
     tree = cKDTree(fingerprints[rows])
+    radius = next((r for most, r in _RADII if len(rows) <= most), _SMALLEST_RADIUS)
     neighbours = min(_NEIGHBOURS, len(rows))
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         _, found = tree.query(
-            fingerprints[block], k=neighbours, distance_upper_bound=_RADIUS, workers=-1
+            fingerprints[block], k=neighbours, distance_upper_bound=radius, workers=-1
         )
         # Where there are fewer, the index is one past the last.
         mine, place = np.nonzero(found < len(rows))
-        others: Sequence[int] = rows[found[mine, place]].tolist()
-        yield from (
-            (one, other)
-            for one, other in zip(block[mine].tolist(), others, strict=True)
-            if one != other
-        )
+        pairs = np.sort(np.column_stack([block[mine], rows[found[mine, place]]]), axis=1)
+        yield from ((a, b) for a, b in np.unique(pairs, axis=0).tolist() if a != b)
