@@ -18,6 +18,7 @@ OTHER_THAN_DEFAULT = {
     "data.label_column": "fine_label",
     "data.exclude_labels": "[platelet, smudge_cell]",
     "data.bad_images": "skip",
+    "data.near_duplicates": "ignore",
     "data.image_size": "[64, 80]",
     "data.synthetic.cells": "160",
     "data.synthetic.image_size": "96",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
+import time
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from wbc_keras.errors import DataError
+from wbc_keras.headers import read_header
 from wbc_keras.images import BadImage, decode, find_bad_images, read_bytes, read_image
 
 
@@ -224,6 +229,113 @@ def test_other_content_is_refused(tmp_path: Path, content: bytes, reason: str) -
     for read in (read_image, read_bytes):
         with pytest.raises(BadImage, match=reason):
             read(path)
+
+
+def save(image: Image.Image, kind: str, **options: object) -> bytes:
+    """Encode with Pillow, which writes what OpenCV does not."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def read(tmp_path: Path, encoded: bytes, name: str = "cell.img") -> np.ndarray:
+    (tmp_path / name).write_bytes(encoded)
+    return read_image(tmp_path / name)
+
+
+def test_palette_gives_its_colours(tmp_path: Path, smooth: np.ndarray) -> None:
+    drawn = Image.fromarray(smooth).quantize(64)
+    expected = np.asarray(drawn.convert("RGB"))
+    for kind, options in (("PNG", {}), ("PNG", {"transparency": 3}), ("TIFF", {}), ("BMP", {})):
+        np.testing.assert_array_equal(read(tmp_path, save(drawn, kind, **options)), expected)
+
+
+def test_animation_and_pages_give_the_first(tmp_path: Path, smooth: np.ndarray) -> None:
+    first, other = Image.fromarray(smooth), Image.fromarray(255 - smooth)
+    for kind in ("PNG", "TIFF"):
+        encoded = save(first, kind, save_all=True, append_images=[other, other])
+        assert read_header(encoded).frames == 3
+        np.testing.assert_array_equal(read(tmp_path, encoded), smooth)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+def test_notes_on_orientation_are_not_followed(
+    tmp_path: Path, smooth: np.ndarray, turn: int
+) -> None:
+    image, note = Image.fromarray(smooth), Image.Exif()
+    note[274] = turn
+    upright = read(tmp_path, save(image, "JPEG"))
+    np.testing.assert_array_equal(read(tmp_path, save(image, "JPEG", exif=note)), upright)
+    turned = save(image, "TIFF", tiffinfo={274: turn})
+    np.testing.assert_array_equal(read(tmp_path, turned), smooth)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_refused(tmp_path: Path, smooth: np.ndarray, kind: str) -> None:
+    encoded = save(Image.fromarray(smooth).convert("CMYK"), kind)
+    with pytest.raises(BadImage, match=f"the {kind} colours are CMYK; save the picture as RGB"):
+        read(tmp_path, encoded)
+    with pytest.raises(BadImage, match="CMYK"):
+        read_bytes(tmp_path / "cell.img")
+
+
+def test_lab_is_refused(tmp_path: Path, smooth: np.ndarray) -> None:
+    lab = Image.fromarray(smooth).convert("LAB")
+    with pytest.raises(BadImage, match="neither RGB nor grey"):
+        read(tmp_path, save(lab, "TIFF"))
+
+
+def test_grey_and_progressive_jpeg(tmp_path: Path, smooth: np.ndarray) -> None:
+    image = Image.fromarray(smooth)
+    grey = read(tmp_path, save(image.convert("L"), "JPEG", quality=95))
+    assert np.ptp(grey, axis=-1).max() == 0
+    np.testing.assert_allclose(grey[..., 0], np.asarray(image.convert("L")), atol=24)
+    progressive = save(image, "JPEG", progressive=True)
+    np.testing.assert_array_equal(read(tmp_path, progressive), read(tmp_path, save(image, "JPEG")))
+    with pytest.raises(BadImage, match="damaged or truncated"):
+        read(tmp_path, progressive[:-60])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP"])
+def test_bytes_after_the_end_are_ignored(tmp_path: Path, smooth: np.ndarray, kind: str) -> None:
+    encoded = save(Image.fromarray(smooth), kind)
+    np.testing.assert_array_equal(
+        read(tmp_path, encoded + b"scanner 3 \xff\xd8" * 99), read(tmp_path, encoded)
+    )
+
+
+@pytest.mark.parametrize(("kind", "name"), [("GIF", "GIF"), ("WEBP", "WebP")])
+def test_a_renamed_picture_is_named(
+    tmp_path: Path, smooth: np.ndarray, kind: str, name: str
+) -> None:
+    with pytest.raises(BadImage, match=rf"cell\.jpg: is not a JPEG.* but {name}, whatever"):
+        read(tmp_path, save(Image.fromarray(smooth), kind), "cell.jpg")
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    """Thirty kilobytes that would become 7.5 GB."""
+    rows = zlib.compress(bytes(50_000 * 600), 9)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)), (b"IDAT", rows)]
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in [*chunks, (b"IEND", b"")]
+    )
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb)
+    start = time.perf_counter()
+    for read_it in (read_image, read_bytes):
+        with pytest.raises(BadImage, match="50000x50000 pixels, more than the 64 million"):
+            read_it(path)
+    assert time.perf_counter() - start < 1
+
+
+def test_a_picture_other_than_its_header_says(tmp_path: Path, rgb: np.ndarray) -> None:
+    """The width stands twice: libtiff takes the first, the larger one counts here."""
+    encoded = bytearray(make_tiff(rgb))
+    entry = 8 + 2 + 12 * 7  # of the rows of a strip: all, if they are not given
+    struct.pack_into("<HHIHH", encoded, entry, 256, 3, 1, 60, 0)
+    with pytest.raises(BadImage, match=r"decodes to 53x37 pixels where its header says 60x37"):
+        read(tmp_path, bytes(encoded))
 
 
 def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:

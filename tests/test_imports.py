@@ -17,14 +17,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 # A module imports from its own layer or an earlier one, never in a circle.
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
-    "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection download catalogue folds agreement",
+    "__init__ errors commands config cache labels manifest splits group_search synthetic metrics "
+    "balance runs predictions selection download catalogue folds agreement headers survey "
+    "duplicates checks check_report",
     # 1: TensorFlow and Keras parts
     "images localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
     "classifier fitting inference predictor gradcam plots",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets",
+    "train evaluate explain predict prepare roi export datasets manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}

@@ -101,10 +101,14 @@ def test_loose_pictures_are_counted(folder: Path, caplog: pytest.LogCaptureFixtu
     assert "1 pictures outside the class folders are left out" in caplog.text
 
 
-def test_linked_class_folders_are_followed_and_circles_end(folder: Path, tmp_path: Path) -> None:
-    (folder / "c").symlink_to(make_files(tmp_path / "elsewhere", ["5.jpg"]))
+def test_links_inside_are_followed_and_circles_end(folder: Path, tmp_path: Path) -> None:
+    make_files(folder, [".store/5.jpg"])
+    (folder / "c").symlink_to(folder / ".store")
     (folder / "a" / "up").symlink_to(folder)
     assert Counter(row[1] for row in rows(read_manifest(folder))) == {"a": 2, "b": 2, "c": 1}
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)
+    assert len(read_manifest(linked).table) == 5
 
 
 def test_class_folder_without_pictures(folder: Path) -> None:

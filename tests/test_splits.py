@@ -259,6 +259,72 @@ def test_column_without_training_cells_is_refused() -> None:
         split_up(make_table({"a": 30, "b": 30}, split="test"))
 
 
+# --- copies of one picture ---
+
+
+def with_copies(table: pd.DataFrame, sets: list[list[int]]) -> np.ndarray:
+    units = np.arange(len(table))
+    for rows in sets:
+        units[rows] = rows[0]
+    return units
+
+
+@pytest.mark.parametrize("options", [{}, {"folds": 5, "fold": 2}])
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_stay_in_one_split(options: dict[str, int], seed: int) -> None:
+    table = make_table({"a": 100, "b": 100})
+    pairs = [[row, row + 50] for row in range(40)] + [[45, 145, 146, 195]]
+    units = with_copies(table, pairs)
+    splits = split_up(table, units=units, seed=seed, **options)
+    for rows in pairs:
+        assert len(set(splits.assignment[rows])) == 1
+    shares = count(table, splits).sum() / len(table)
+    np.testing.assert_allclose(shares, [0.7, 0.1, 0.2], atol=0.06)
+    assert "84 pictures are copies of 41, each kept in one split" in splits.notes
+    alone = split_up(table, seed=seed, **options).assignment
+    assert any(len(set(alone[rows])) > 1 for rows in pairs)
+    order = np.random.default_rng(1).permutation(len(table))
+    shuffled = table.iloc[order].reset_index(drop=True)
+    again = split_up(shuffled, units=units[order], seed=seed, **options)
+    np.testing.assert_array_equal(again.assignment, splits.assignment[order])
+
+
+def test_without_copies_nothing_changes() -> None:
+    for groups in (0, 20):
+        table = make_table({"a": 60, "b": 40}, groups=groups)
+        plain = split_up(table)
+        # Any numbers will do.
+        units = np.random.default_rng(0).permutation(len(table)) + 7
+        tied = split_up(table, units=units)
+        np.testing.assert_array_equal(tied.assignment, plain.assignment)
+        assert tied.notes == plain.notes
+
+
+def test_patients_that_share_a_picture_are_joined() -> None:
+    table = make_table({"a": 200, "b": 200}, groups=40)
+    groups = table["group"].to_numpy()
+    # g0 with g1, g1 with g2: all three; two cells of g5: nothing new.
+    rows = {name: np.flatnonzero(groups == name) for name in ("g0", "g1", "g2", "g5")}
+    sets = [[rows["g0"][0], rows["g1"][0]], [rows["g1"][1], rows["g2"][0]], list(rows["g5"][:2])]
+    splits = split_up(table, units=with_copies(table, sets))
+    assert_groups_whole(table, splits)
+    joined = np.isin(groups, ["g0", "g1", "g2"])
+    assert len(set(splits.assignment[joined])) == 1
+    assert "by group (38 groups or patients" in splits.notes[0]
+    assert splits.notes[1:3] == (
+        "6 pictures are copies of 3, each kept in one split",
+        "3 groups (patients) share a picture with another; joined in one split",
+    )
+
+
+def test_column_that_tears_copies_is_obeyed_and_told() -> None:
+    table = make_table({"a": 30, "b": 30})
+    table["split"] = np.array(["train", "test", "validation"])[np.arange(60) % 3]
+    splits = split_up(table, units=with_copies(table, [[0, 1], [3, 6]]))
+    np.testing.assert_array_equal(splits.assignment, table["split"])
+    assert "1 picture has a copy in another split, which flatters the figures" in splits.notes
+
+
 # --- splits.csv ---
 
 

@@ -185,6 +185,44 @@ def test_bad_pictures_are_left_out_and_counted_if_asked(cells, config, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_class_codes_taken_for_patients(refuse, cells):
+    rows = [f"{label}/{n}.png,{label},{label.upper()}" for label in "ab" for n in range(10)]
+    (cells / "manifest.csv").write_text("\n".join(["file,label,patient", *rows]))
+    refuse("group: the 2 groups stand for the 2 classes", "drop the patient", data=cells)
+
+
+@pytest.fixture
+def plan_of(config):
+    def plan(data, **settings):
+        overrides = [f"data.{key}={value}" for key, value in settings.items()]
+        return plan_data(load_config(config, overrides=[*overrides, f"data.source={data}"]))
+
+    return plan
+
+
+def test_copies_stay_in_one_split_unless_asked(drawn_cells, tmp_path, plan_of):
+    """Every cell twice, the second turned by a quarter."""
+    for path in drawn_cells.rglob("*.png"):
+        image = cv2.imread(str(path))
+        for name, turns in (("one", 0), ("two", 1)):
+            folder = tmp_path / "twice" / path.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            turned = np.ascontiguousarray(np.rot90(image, turns))
+            cv2.imwrite(str(folder / f"{name}_{path.name}"), turned)
+    plans = [
+        plan_of(tmp_path / "twice", near_duplicates=choice)
+        for choice in ("keep_together", "ignore")
+    ]
+    torn = []
+    for plan in plans:
+        table = plan.manifest.table.assign(split=plan.assignment)
+        cell = table["file"].str.replace(r"(one|two)_", "", regex=True)
+        torn.append(int((table.groupby(cell)["split"].nunique() > 1).sum()))
+    assert torn[0] == 0
+    assert torn[1] > 20
+    assert "192 pictures are copies of 96, each kept in one split" in plans[0].notes
+
+
 def test_config_with_several_faults_names_them_all(refuse, cells, config):
     config.write_text("train: {epochs: many, batch_size: 0}\nmodle: {backbone: vgg}\nname: a b\n")
     words = ["settings.yaml", "train.epochs", "train.batch_size", "modle", "did you mean model?"]

@@ -25,7 +25,8 @@ import numpy as np
 import tensorflow as tf
 
 from wbc_keras.config import RoiConfig
-from wbc_keras.images import BadImage, decode, find_bad_images, read_bytes
+from wbc_keras.headers import read_header
+from wbc_keras.images import BadImage, check_image, decode, read_bytes
 from wbc_keras.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
 
 CHUNK = 64
@@ -182,22 +183,24 @@ def crop_chunk(paths: Sequence[Path], *, roi: RoiConfig, image_size: tuple[int, 
             bad[place] = fault
     cut = _make_cutter(roi, image_size)
     try:
-        images, boxes, found, smallest = cut(tf.constant(encoded, tf.string))
-        is_sound = bool(tf.reduce_all((smallest > 1) | _at(bad, len(paths))))
+        images, boxes, found, sizes = cut(tf.constant(encoded, tf.string))
+        is_sound = np.array_equal(sizes, [_size_of(data) for data in encoded])
     except tf.errors.OpError:
         is_sound = False
     if not is_sound:
         # Seldom: only now is each picture looked at by itself.
-        bad |= _find_bad(paths)
+        faults = {place: check_image(path) for place, path in enumerate(paths)}
+        bad |= {place: fault for place, fault in faults.items() if fault is not None}
         encoded = [_blank() if place in bad else data for place, data in enumerate(encoded)]
         images, boxes, found, _ = cut(tf.constant(encoded, tf.string))
     is_bad = _at(bad, len(paths))
     return Chunk(Cells(images.numpy(), boxes.numpy(), found.numpy() & ~is_bad), bad)
 
 
-def _find_bad(paths: Sequence[Path]) -> dict[int, BadImage]:
-    by_path = {fault.path: fault for fault in find_bad_images(paths)}
-    return {place: by_path[path] for place, path in enumerate(paths) if path in by_path}
+def _size_of(encoded: bytes) -> tuple[int, int]:
+    """Return height and width as the header says, or (0, 0) for what is no picture of a cell."""
+    header = read_header(encoded)
+    return (header.height, header.width) if min(header.height, header.width) > 1 else (0, 0)
 
 
 def _at(places: dict[int, BadImage], count: int) -> np.ndarray:
@@ -214,12 +217,12 @@ def _blank() -> bytes:
 
 @functools.cache
 def _make_cutter(roi: RoiConfig, image_size: tuple[int, int]) -> Any:
-    """Compile the way from encoded pictures to crops, boxes, found and the shorter sides."""
+    """Compile the way from encoded pictures to crops, boxes, found and sizes."""
 
     def cut(image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
         located, sizes = find_cells(image_bytes, roi=roi)
         images = crop_cells(image_bytes, located.boxes, image_size=image_size)
-        return images, located.boxes, located.found, tf.reduce_min(sizes, axis=1)
+        return images, located.boxes, located.found, sizes
 
     signature = [tf.TensorSpec([None], tf.string)]
     # Traced here: threads that meet during the first call would be warned of retracing.

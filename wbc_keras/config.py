@@ -48,6 +48,7 @@ class DataConfig:
     label_column: str = "label"
     exclude_labels: tuple[str, ...] = ()
     bad_images: Literal["error", "skip"] = "error"
+    near_duplicates: Literal["keep_together", "ignore"] = "keep_together"  # copies, in the splits
     image_size: tuple[int, int] = _setting((96, 96), low=32, high=1024)  # height, width
     synthetic: SyntheticConfig = SyntheticConfig()
 

@@ -1,15 +1,23 @@
 """Pictures from files: one RGB array whatever the format.
 
 JPEG and PNG are decoded by TensorFlow, as in the exported model; TIFF and BMP, which TensorFlow
-does not read or reads differently, by OpenCV. The format is told by a file's first bytes, so a
-wrong suffix does no harm.
+does not read or reads differently, by OpenCV. Both give the same RGB:
+
+- the format is told by a file's first bytes, so a wrong suffix does no harm; other formats are
+  refused, bytes after a picture's end are ignored;
+- grey becomes RGB, a palette its colours; alpha is dropped and does not blend; of 16 bits the upper
+  8 are kept; of several frames or pages the first is read;
+- pixels stay as they are stored: a note on how to turn them (EXIF, the TIFF orientation) is not
+  followed, since the exported model does not follow it either;
+- CMYK and Lab are refused: their colours depend on a profile. So is a picture whose header
+  declares more than `headers.MAX_PIXELS`, before it is decoded.
 """
 
 from __future__ import annotations
 
 import functools
-import struct
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,19 +29,10 @@ import tensorflow as tf
 
 from wbc_keras.commands import silent_stderr
 from wbc_keras.errors import DataError
+from wbc_keras.headers import Header, HeaderError, as_stored, read_header
 
-_FORMATS = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    (b"BM", "BMP"),
-)
 _DECODED_BY_TENSORFLOW = ("JPEG", "PNG")
-_EXTRA_SAMPLES = 338
-_UNASSOCIATED_ALPHA, _ASSOCIATED_ALPHA = 2, 1
+_PART = 4096
 
 
 class BadImage(DataError):
@@ -72,22 +71,29 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
     """Read a JPEG, PNG, TIFF or BMP file.
 
     Returns:
-        uint8 array (height, width, 3), RGB, 0-255; of a TIFF with several pages the first.
+        uint8 array (height, width, 3), RGB, 0-255.
 
     Raises:
-        BadImage: missing, unreadable, damaged, truncated, or less than 2 pixels high or wide.
+        BadImage: missing, unreadable, damaged, truncated, other than its header says, less than 2
+            pixels high or wide, or refused by `read_header`.
     """
     encoded = _read_file(path)
-    kind = _format_of(path, encoded)
+    header = _header_of(path, encoded)
     image = (
         _decode_jpeg_or_png(encoded)
-        if kind in _DECODED_BY_TENSORFLOW
+        if header.kind in _DECODED_BY_TENSORFLOW
         else _decode_tiff_or_bmp(encoded)
     )
     if image is None:
-        raise BadImage(path, f"the {kind} data are damaged or truncated")
-    if min(image.shape[:2]) < 2:
-        height, width = image.shape[:2]
+        raise BadImage(path, f"the {header.kind} data are damaged or truncated")
+    height, width = image.shape[:2]
+    if (width, height) != (header.width, header.height):
+        raise BadImage(
+            path,
+            f"decodes to {width}x{height} pixels where its header says "
+            f"{header.width}x{header.height}; save it anew",
+        )
+    if min(height, width) < 2:
         raise BadImage(path, f"the picture is only {width}x{height} pixels")
     return image
 
@@ -99,16 +105,19 @@ def read_bytes(path: str | Path) -> bytes:
     RGB values as `read_image`.
 
     Raises:
-        BadImage: missing, unreadable, of another format, or a TIFF or BMP that cannot be decoded.
+        BadImage: missing, unreadable, refused by `read_header`, or a TIFF or BMP that cannot be
+            decoded.
     """
     encoded = _read_file(path)
-    if _format_of(path, encoded) in _DECODED_BY_TENSORFLOW:
+    if _header_of(path, encoded).kind in _DECODED_BY_TENSORFLOW:
         return encoded
-    _, png = cv2.imencode(".png", cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR))
+    image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+    # Not compressed: it is decoded at once, and packing would take longer than all the rest.
+    _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     return bytes(png.tobytes())
 
 
-def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[BadImage]:
+def find_bad_images(paths: Iterable[str | Path], *, workers: int = 4) -> list[BadImage]:
     """Decode every picture in full and return what is wrong with those that cannot be used.
 
     Args:
@@ -119,24 +128,29 @@ def find_bad_images(paths: Sequence[str | Path], *, workers: int = 4) -> list[Ba
         One `BadImage` for each bad file, in the order of ``paths``; empty if all are good.
     """
     # libjpeg writes a line of its own for each damaged file.
+    found, rest = [], iter(paths)
     with silent_stderr(), ThreadPoolExecutor(workers) as pool:
-        return [fault for fault in pool.map(_fault_of, paths) if fault is not None]
+        # In parts: a million waiting calls would take a gigabyte.
+        while part := list(itertools.islice(rest, _PART)):
+            found += [fault for fault in pool.map(check_image, part) if fault is not None]
+    return found
 
 
-def require_readable(paths: Sequence[str | Path]) -> None:
+def require_readable(paths: Iterable[str | Path]) -> None:
     """Raise one DataError that names the pictures that cannot be used, if there are any."""
     bad = find_bad_images(paths)
     if bad:
         raise DataError(describe_bad(bad) + "; mend or remove them")
 
 
-def describe_bad(bad: Sequence[BadImage]) -> str:
+def describe_bad(bad: Collection[BadImage]) -> str:
     """Say in one line how many pictures cannot be used, and name them all."""
     names = "; ".join(map(str, bad))
     return f"{len(bad)} picture{'s' if len(bad) > 1 else ''} cannot be used: {names}"
 
 
-def _fault_of(path: str | Path) -> BadImage | None:
+def check_image(path: str | Path) -> BadImage | None:
+    """Decode a picture in full and return what is wrong with it, if anything is."""
     try:
         read_image(path)
     except BadImage as fault:
@@ -145,23 +159,23 @@ def _fault_of(path: str | Path) -> BadImage | None:
 
 
 def _read_file(path: str | Path) -> bytes:
-    # Never cv2.imread: it fails on names outside the system's code page.
+    """Return a file's bytes, or raise BadImage.
+
+    Never `cv2.imread`: it fails on names outside the system's code page.
+    """
     try:
-        encoded = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise BadImage(path, "no such file") from None
     except OSError as error:
         raise BadImage(path, f"cannot be read ({error.strerror})") from error
-    if not encoded:
-        raise BadImage(path, "the file is empty")
-    return encoded
 
 
-def _format_of(path: str | Path, encoded: bytes) -> str:
-    for start, kind in _FORMATS:
-        if encoded.startswith(start):
-            return kind
-    raise BadImage(path, "is not a JPEG, PNG, TIFF or BMP picture")
+def _header_of(path: str | Path, encoded: bytes) -> Header:
+    try:
+        return read_header(encoded)
+    except HeaderError as error:
+        raise BadImage(path, str(error)) from None
 
 
 def _decode_jpeg_or_png(encoded: bytes) -> npt.NDArray[np.uint8] | None:
@@ -173,7 +187,7 @@ def _decode_jpeg_or_png(encoded: bytes) -> npt.NDArray[np.uint8] | None:
 
 def _decode_tiff_or_bmp(encoded: bytes) -> npt.NDArray[np.uint8] | None:
     _silence_opencv()
-    buffer = np.frombuffer(_without_alpha_blending(encoded), np.uint8)
+    buffer = np.frombuffer(as_stored(encoded), np.uint8)
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -197,25 +211,3 @@ def _as_rgb(image: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
 def _silence_opencv() -> None:
     """Keep OpenCV from printing its own lines for each bad file: `BadImage` says it once."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def _without_alpha_blending(encoded: bytes) -> bytes:
-    """Return TIFF bytes whose transparent pixels keep their colour; other bytes unchanged.
-
-    libtiff multiplies the colours by an unassociated alpha channel (TIFF 6.0, section 18); declared
-    associated, they come out as stored, like those of a PNG.
-    """
-    if encoded[:4] not in (b"II*\x00", b"MM\x00*"):
-        return encoded
-    order = "<" if encoded[:2] == b"II" else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", encoded, 4)
-        (entries,) = struct.unpack_from(order + "H", encoded, start)
-        for offset in range(start + 2, start + 2 + 12 * entries, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", encoded, offset)
-            if (tag, value) == (_EXTRA_SAMPLES, _UNASSOCIATED_ALPHA):
-                associated = struct.pack(order + "H", _ASSOCIATED_ALPHA)
-                return encoded[: offset + 8] + associated + encoded[offset + 10 :]
-    except struct.error:
-        pass  # A broken directory: the decoder says so.
-    return encoded

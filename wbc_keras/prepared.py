@@ -29,6 +29,7 @@ import tensorflow as tf
 from wbc_keras import cells, images, localize
 from wbc_keras.cache import cache_dir, materialise
 from wbc_keras.cells import CHUNK, Cells, StoredImages, iter_chunks
+from wbc_keras.commands import silent_stderr
 from wbc_keras.config import RoiConfig
 from wbc_keras.errors import DataError
 from wbc_keras.images import BadImage, describe_bad
@@ -157,7 +158,8 @@ def _write(
     boxes, found = [], []
     checksums: list[int] = []
     bad: list[tuple[int, str]] = []
-    with (folder / _IMAGES).open("wb") as stream:
+    # libjpeg writes a line of its own for each damaged file.
+    with silent_stderr(), (folder / _IMAGES).open("wb") as stream:
         for chunk in iter_chunks(paths, roi=roi, image_size=image_size):
             start = CHUNK * len(checksums)
             pictures = np.asarray(chunk.cells.images).tobytes()

@@ -2,7 +2,9 @@
 
 A given ``split`` column is obeyed. Without groups each class is cut by itself; with groups, which
 must stay whole, a seeded local search looks for the assignment whose class shares come nearest to
-those asked, rare classes counting as much as common ones.
+those asked (`group_search`), rare classes counting as much as common ones. Copies of one picture
+stay together: without groups the others follow the first, with groups those that share a picture
+are joined.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from wbc_keras.errors import DataError, RunError
+from wbc_keras.group_search import Bools, Floats, Integers, search_groups
 from wbc_keras.runs import write_text
 
 SPLITS = ("train", "validation", "test")
@@ -24,17 +29,7 @@ SPLITS = ("train", "validation", "test")
 # trained cannot be tested, and what is not tested cannot be believed.
 _PRIORITY = ("train", "test", "validation")
 _COLUMNS = ["file", "label", "group", "split"]
-# The search over groups: starts, swaps tried in one step, what a split's size weighs beside the
-# mean over its classes, what an absent class weighs (more than any deviation), the smallest gain.
-_STARTS = 12
-_SWAPS = 4000
-_SIZE_WEIGHT = 2.0
-_ABSENCE = 1000.0
-_GAIN = 1e-6
 
-Integers = npt.NDArray[np.intp]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Strings = npt.NDArray[np.str_]
 
 
@@ -59,6 +54,7 @@ def make_splits(
     folds: int = 0,
     fold: int | None = None,
     seed: int = 0,
+    units: Integers | None = None,
 ) -> Splits:
     """Divide the cells of a manifest's table.
 
@@ -73,12 +69,14 @@ def make_splits(
         fold: which fold is the test set, from 1; None for shares. Over all folds of one seed every
             cell is tested exactly once; validation is taken from the rest.
         seed: of every random choice.
+        units: intp (n,), equal for copies of one picture (`duplicates.Copies`); None if there are
+            none, or if they need not stay together.
 
     Raises:
         DataError: a split would be empty, the column is given for some rows only or tests a class
             that is not trained, or there are fewer groups than splits.
     """
-    cells = _read_cells(table)
+    cells = _read_cells(table, units)
     rng = np.random.default_rng(seed)
     if (table["split"] != "").any():
         assignment, notes = _obey_column(table, cells, validation=validation, rng=rng)
@@ -87,6 +85,7 @@ def make_splits(
         assignment, notes = _take_fold(cells, folds, fold, validation=validation, rng=rng)
     else:
         assignment, notes = _take_shares(cells, validation=validation, test=test, rng=rng)
+    notes += _note_copies(table, assignment, units)
     return Splits(assignment, (*notes, *_note_absences(cells, assignment)))
 
 
@@ -121,6 +120,7 @@ class _Cells:
     rows: Integers  # (n,) position in the table
     labels: Integers  # (n,)
     groups: Integers | None  # (n,), counted from 0; None if no groups are given
+    units: Integers  # (n,), counted from 0; copies of one picture share one
     class_names: tuple[str, ...]
 
     def take(self, chosen: Bools) -> _Cells:
@@ -128,7 +128,8 @@ class _Cells:
         groups = self.groups
         if groups is not None:
             groups = np.unique(groups[chosen], return_inverse=True)[1]
-        return _Cells(self.rows[chosen], self.labels[chosen], groups, self.class_names)
+        units = _renumber(self.units[chosen])
+        return _Cells(self.rows[chosen], self.labels[chosen], groups, units, self.class_names)
 
     def count(self, bins: npt.NDArray[np.generic], names: Sequence[object]) -> Integers:
         """Return the cells of each class in each of the bins ``names``: (bins, classes)."""
@@ -141,13 +142,36 @@ class _Cells:
         return 0 if self.groups is None else int(self.groups.max()) + 1
 
 
-def _read_cells(table: pd.DataFrame) -> _Cells:
-    rows = np.argsort(table["file"].to_numpy(dtype=str), kind="stable")
-    class_names, labels = np.unique(table["label"].to_numpy(dtype=str), return_inverse=True)
-    group_names, groups = np.unique(table["group"].to_numpy(dtype=str), return_inverse=True)
-    has_groups = group_names.tolist() != [""]
+def _read_cells(table: pd.DataFrame, units: Integers | None) -> _Cells:
+    # As objects: NumPy's own text has the width of the longest, in every row.
+    rows = np.argsort(table["file"].to_numpy(dtype=object), kind="stable")
+    labels, class_names = pd.factorize(table["label"].to_numpy(dtype=object), sort=True)
+    groups, group_names = pd.factorize(table["group"].to_numpy(dtype=object), sort=True)
+    has_groups = list(group_names) != [""]
     names = tuple(str(name) for name in class_names)
-    return _Cells(rows, labels[rows], groups[rows] if has_groups else None, names)
+    units = np.arange(len(table)) if units is None else units
+    joined = _join(groups, units)[rows] if has_groups else None
+    return _Cells(rows, labels[rows], joined, _renumber(units[rows]), names)
+
+
+def _renumber(numbers: Integers) -> Integers:
+    """Return the same classes of equal numbers, counted from 0 in the order they appear in."""
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.intp)
+    order[np.argsort(first)] = np.arange(len(first))
+    return order[inverse]
+
+
+def _join(groups: Integers, units: Integers) -> Integers:
+    """Return the groups, counted from 0, those that share a unit as one."""
+    nodes = np.unique(units, return_inverse=True)[1] + groups.max() + 1
+    size = int(nodes.max()) + 1
+    links = coo_matrix((np.ones(len(groups)), (groups, nodes)), shape=(size, size))
+    component = connected_components(links, directed=False)[1][groups]
+    # Each takes the number of its first group, so that without shared units nothing changes.
+    first = np.full(size, size)
+    np.minimum.at(first, component, groups)
+    return np.unique(first[component], return_inverse=True)[1]
 
 
 # --- the ways to divide; each returns the assignment in the table's order, and notes ---
@@ -265,6 +289,28 @@ def _note_torn_groups(table: pd.DataFrame) -> list[str]:
     return [f"{torn} groups (patients) have cells in more than one split"] if torn else []
 
 
+def _note_copies(table: pd.DataFrame, assignment: Strings, units: Integers | None) -> list[str]:
+    """Say how copies of one picture were treated, and where a given column tears them."""
+    if units is None:
+        return []
+    cells = pd.DataFrame({"unit": units, "split": assignment, "group": table["group"].to_numpy()})
+    cells = cells[cells["unit"].duplicated(keep=False)]
+    if cells.empty:
+        return []
+    places = cells.groupby("unit")
+    torn = int((places["split"].nunique() > 1).sum())
+    if torn:
+        who = "1 picture has a copy" if torn == 1 else f"{torn} pictures have copies"
+        return [f"{who} in another split, which flatters the figures"]
+    notes = [f"{len(cells)} pictures are copies of {len(places)}, each kept in one split"]
+    shared = cells[places["group"].transform("nunique") > 1]["group"].nunique()
+    if shared:
+        notes.append(
+            f"{shared} groups (patients) share a picture with another; joined in one split"
+        )
+    return notes
+
+
 def _note_absences(cells: _Cells, assignment: Strings) -> list[str]:
     """Name each class that a split lacks, with its cells in every split."""
     names = [name for name in SPLITS if name in assignment]
@@ -292,23 +338,27 @@ def _assign(
     """Return the split of each cell; ``shares`` of ``names``, the one to keep longest first."""
     wanted = np.asarray(shares, float)
     if cells.groups is None:
-        bins = _cut_classes(cells.labels, wanted, rng=rng)
+        first = np.unique(cells.units, return_index=True)[1]
+        bins = _cut_classes(cells.labels[first], wanted, rng=rng)[cells.units]
     else:
         counts = cells.count(cells.groups, range(cells.group_count))
         holders = (counts > 0).sum(axis=0)
         required = holders > np.arange(len(wanted))[:, None]
-        bins = _search(counts, wanted, required=required, rng=rng)[cells.groups]
+        bins = search_groups(counts, wanted, required=required, rng=rng)[cells.groups]
     return np.array(names, dtype="<U10")[bins]
 
 
 def _deal(cells: _Cells, folds: int, *, rng: np.random.Generator) -> Integers:
     """Return the fold of each cell, from 0."""
     if cells.groups is None:
-        return _deal_classes(cells.labels, folds, rng=rng)
+        first = np.unique(cells.units, return_index=True)[1]
+        return _deal_classes(cells.labels[first], folds, rng=rng)[cells.units]
     counts = cells.count(cells.groups, range(cells.group_count))
     holders = (counts > 0).sum(axis=0)
     required = np.tile(holders >= folds, (folds, 1))
-    return _search(counts, np.full(folds, 1 / folds), required=required, rng=rng)[cells.groups]
+    return search_groups(counts, np.full(folds, 1 / folds), required=required, rng=rng)[
+        cells.groups
+    ]
 
 
 def _cut_classes(labels: Integers, shares: Floats, *, rng: np.random.Generator) -> Integers:
@@ -338,108 +388,3 @@ def _deal_classes(labels: Integers, folds: int, *, rng: np.random.Generator) -> 
     )
     bins[rows] = np.arange(len(rows)) % folds
     return bins
-
-
-# --- assignment of whole groups: search for the nearest shares ---
-
-
-@dataclass(frozen=True, eq=False)
-class _Aim:
-    """What the search wants of each split; lower penalties are better."""
-
-    shares: Floats  # (splits,)
-    total: Integers  # (classes,)
-    required: Bools  # (splits, classes): the class must not be absent
-
-    def penalties(self, sizes: Integers, split: Integers) -> Floats:
-        """Return the penalty of splits that would hold ``sizes`` (..., classes); ``split`` (...).
-
-        Squared deviations over the share, as in a chi-squared statistic: a small split is held to
-        its share as strictly as a large one. The classes' mean makes a rare class count in full.
-        """
-        share = self.shares[split]
-        by_class = sizes / np.maximum(self.total, 1) - share[..., None]
-        by_size = sizes.sum(axis=-1) / self.total.sum() - share
-        absent = ((sizes == 0) & self.required[split]).sum(axis=-1) + (sizes.sum(axis=-1) == 0)
-        deviation = (by_class**2).mean(axis=-1) + _SIZE_WEIGHT * by_size**2
-        return np.asarray(deviation / share + _ABSENCE * absent)
-
-
-def _search(
-    counts: Integers, shares: Floats, *, required: Bools, rng: np.random.Generator
-) -> Integers:
-    """Return the split of each group: the best end of several descents from random starts.
-
-    Args:
-        counts: cells of each class in each group, (groups, classes).
-        shares: of the cells, (splits,).
-        required: whether a class must be present, (splits, classes).
-        rng: of the starts and the swaps tried.
-    """
-    aim = _Aim(shares, counts.sum(axis=0), required)
-    # Many groups need fewer starts: chance evens them out.
-    starts = int(np.clip(2000 // len(counts), 2, _STARTS))
-    ends = [_descend(counts, aim, rng=rng) for _ in range(starts)]
-    return min(ends, key=lambda end: end[0])[1]
-
-
-def _descend(counts: Integers, aim: _Aim, *, rng: np.random.Generator) -> tuple[float, Integers]:
-    """Move or swap groups while that helps; return the penalty and the split of each group."""
-    bins = rng.choice(len(aim.shares), size=len(counts), p=aim.shares / aim.shares.sum())
-    every = np.arange(len(aim.shares))
-    while True:
-        sizes = np.stack([counts[bins == split].sum(axis=0) for split in every])
-        now = aim.penalties(sizes, every)
-        gain, changed = _best_move(counts, bins, aim=aim, sizes=sizes, now=now)
-        if gain < _GAIN:
-            gain, changed = _best_swap(counts, bins, aim=aim, sizes=sizes, now=now, rng=rng)
-        if gain < _GAIN:
-            return float(now.sum()), bins
-        bins = changed
-
-
-def _best_move(
-    counts: Integers, bins: Integers, *, aim: _Aim, sizes: Integers, now: Floats
-) -> tuple[float, Integers]:
-    """Return the gain of moving the best group to the best split, and the bins after it."""
-    every = np.arange(len(sizes))
-    added = aim.penalties(sizes + counts[:, None], np.tile(every, (len(counts), 1))) - now
-    removed = aim.penalties(sizes[bins] - counts, bins) - now[bins]
-    change = added + removed[:, None]
-    change[np.arange(len(bins)), bins] = 0
-    group, split = np.unravel_index(change.argmin(), change.shape)
-    moved = bins.copy()
-    moved[group] = split
-    return float(-change[group, split]), moved
-
-
-def _best_swap(
-    counts: Integers,
-    bins: Integers,
-    *,
-    aim: _Aim,
-    sizes: Integers,
-    now: Floats,
-    rng: np.random.Generator,
-) -> tuple[float, Integers]:
-    """Return the gain of the best exchange of two groups, and the bins after it."""
-    one, other = _pairs(len(bins), rng)
-    apart = bins[one] != bins[other]
-    one, other = one[apart], other[apart]
-    if not len(one):
-        return 0.0, bins
-    difference = counts[other] - counts[one]
-    a, b = bins[one], bins[other]
-    change = aim.penalties(sizes[a] + difference, a) + aim.penalties(sizes[b] - difference, b)
-    change -= now[a] + now[b]
-    best = change.argmin()
-    swapped = bins.copy()
-    swapped[[one[best], other[best]]] = b[best], a[best]
-    return float(-change[best]), swapped
-
-
-def _pairs(size: int, rng: np.random.Generator) -> tuple[Integers, Integers]:
-    """Return all pairs of ``size`` things, or a random choice where there are too many."""
-    if size * (size - 1) // 2 <= _SWAPS:
-        return np.triu_indices(size, k=1)
-    return rng.integers(size, size=_SWAPS), rng.integers(size, size=_SWAPS)

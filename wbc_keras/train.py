@@ -146,11 +146,12 @@ class DataPlan:
 
 
 def plan_data(config: Config) -> DataPlan:
-    """Read the manifest, find the cell in every picture, and split.
+    """Read the manifest, find the cell in every picture, and split; copies stay together.
 
     Raises:
         DataError: what is wrong with the source; all bad pictures are named together.
     """
+    from wbc_keras.checks import screen
     from wbc_keras.images import describe_bad
     from wbc_keras.manifest import read_manifest
     from wbc_keras.prepared import prepare
@@ -176,6 +177,7 @@ def plan_data(config: Config) -> DataPlan:
             f"{settings.source}: a classifier needs at least two classes. Received: {names}; "
             "sort the pictures into one folder a class, or check data.exclude_labels"
         )
+    screening = screen(manifest, near_duplicates=settings.near_duplicates)
     k, folds = split.fold_of or (None, 5)
     splits = make_splits(
         manifest.table,
@@ -184,9 +186,15 @@ def plan_data(config: Config) -> DataPlan:
         fold=k,
         folds=folds,
         seed=split.seed,
+        units=screening.units,
     )
     return DataPlan(
-        manifest, prepared, splits.assignment, tuple(names), splits.notes, bad=tuple(bad.values())
+        manifest,
+        prepared,
+        splits.assignment,
+        tuple(names),
+        notes=(*splits.notes, *screening.notes),
+        bad=tuple(bad.values()),
     )
 
 

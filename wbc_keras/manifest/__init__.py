@@ -17,7 +17,15 @@ from wbc_keras.manifest.drawn import read_synthetic
 from wbc_keras.manifest.folders import read_class_folder, read_files
 from wbc_keras.manifest.medmnist import BLOODMNIST_CLASSES, read_npz
 from wbc_keras.manifest.munich import read_munich
-from wbc_keras.manifest.table import COLUMNS, IMAGE_SUFFIXES, MANIFEST, MUNICH, Manifest, accepted
+from wbc_keras.manifest.table import (
+    COLUMNS,
+    IMAGE_SUFFIXES,
+    MANIFEST,
+    MUNICH,
+    Manifest,
+    accepted,
+    require_utf8,
+)
 
 __all__ = [
     "BLOODMNIST_CLASSES",
@@ -84,6 +92,7 @@ def _read_source(
         source = source[0]
     if str(source) == "synthetic":
         return read_synthetic(synthetic)
+    require_utf8([str(source)])
     path = Path(source)
     if path.is_dir():
         return _read_folder(path, label_column=label_column, labelled=labelled)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from wbc_keras.errors import DataError
 from wbc_keras.manifest.table import (
     IMAGE_SUFFIXES,
+    LEAVES,
     MANIFEST,
     Manifest,
     is_picture,
+    link_checker,
     list_some,
     make_manifest,
     normalise,
     refuse_rows,
     repeated,
 )
+
+_Columns = dict[str, list[str]]
 
 _SPLITS = {
     "": "",
@@ -32,52 +37,71 @@ _SPLITS = {
 
 def read_csv(path: Path, *, label_column: str, labelled: bool) -> Manifest:
     """Read a CSV; its rows are checked, its files looked for."""
-    header, numbered = _parse_csv(path)
+    header, numbers, columns = _parse_csv(path, label_column)
     if not labelled and label_column not in header:
         label_column = ""
     needed = [column for column in ("file", label_column) if column]
     _require_columns(path, header, needed)
-    numbers = [number for number, _ in numbered]
-    columns = {
-        column: [row[index].strip() for _, row in numbered] for index, column in enumerate(header)
-    }
+    files = columns["file"]
     rows = {
-        "file": [normalise(file) for file in columns["file"]],
-        "label": columns.get(label_column, [""] * len(numbers)),
+        "file": files,
+        "label": columns.get(label_column, [""] * len(files)),
         "group": _choose_group(columns),
         "split": [_SPLITS.get(value.lower(), "?") for value in columns.get("split", [])],
     }
     if not rows["split"]:
         del rows["split"]
     _check_rows(path, numbers, rows, columns, labelled=labelled)
-    _check_files(path, numbers, rows["file"])
+    _check_files(path, numbers, files)
     name = "" if path.name == MANIFEST else path.stem
     return make_manifest(path.parent, rows, name=name)
 
 
-def _parse_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header and the rows, each with its number in the file."""
+def _parse_csv(path: Path, label_column: str) -> tuple[list[str], Sequence[int], _Columns]:
+    """Return the header, each row's number in the file, and the columns that matter."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
-            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+            lines = ((reader.line_num, row) for row in reader if any(map(str.strip, row)))
+            _, first = next(lines, (0, []))
+            header = [cell.strip() for cell in first]
+            numbers, columns, uneven = _collect(lines, header, label_column)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
         raise DataError(f"{path}: is not a CSV file ({error}); save it as CSV, UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(lines) < 2:
-        what = "has no rows under its header" if lines else "is empty"
-        raise DataError(f"{path}: {what}; add one row for each picture: file,label")
-    header = [cell.strip() for cell in lines[0][1]]
-    uneven = [str(number) for number, row in lines[1:] if len(row) != len(header)]
     if uneven:
         raise DataError(
             f"{path}: {len(uneven)} rows do not have the header's {len(header)} fields: "
             f"row {list_some(uneven)}; quote a value that holds a comma"
         )
-    return header, lines[1:]
+    if not numbers:
+        what = "has no rows under its header" if header else "is empty"
+        raise DataError(f"{path}: {what}; add one row for each picture: file,label")
+    return header, numbers, columns
+
+
+def _collect(
+    lines: Iterable[tuple[int, list[str]]], header: Sequence[str], label_column: str
+) -> tuple[Sequence[int], _Columns, list[str]]:
+    """Keep of each row what is needed, once: a table may have a million."""
+    wanted = {"file", label_column, "group", "patient", "split"}
+    places = [(name, place) for place, name in enumerate(header) if name in wanted]
+    columns: _Columns = {name: [] for name, _ in places}
+    numbers, uneven, known = array("Q"), list[str](), dict[str, str]()
+    for number, row in lines:
+        if len(row) != len(header):
+            uneven.append(str(number))
+            continue
+        numbers.append(number)
+        for name, place in places:
+            value = row[place].strip()
+            # Labels, patients and splits repeat: one string serves all their rows.
+            value = normalise(value) if name == "file" else known.setdefault(value, value)
+            columns[name].append(value)
+    return numbers, columns, uneven
 
 
 def _require_columns(path: Path, header: Sequence[str], needed: Sequence[str]) -> None:
@@ -141,43 +165,25 @@ def _check_rows(
 
 def _check_files(path: Path, numbers: Sequence[int], files: Sequence[str]) -> None:
     """Raise unless every file exists and, links followed, lies under the CSV's folder."""
-    root = path.parent
+    folder = os.fspath(path.parent)
     refuse_rows(
         path,
         numbers,
-        faulty=(not (root / file).is_file() for file in files),
-        what=f"no such file; paths are relative to {root}",
+        faulty=(not os.path.isfile(f"{folder}/{file}") for file in files),
+        what=f"no such file; paths are relative to {folder}",
         values=files,
     )
-    is_inside = _link_checker(root)
+    is_inside = link_checker(folder)
     refuse_rows(
         path,
         numbers,
         faulty=(not is_inside(file) for file in files),
-        what="the file is a link that leaves the data folder; copy the picture into it",
+        what=f"the file {LEAVES}",
         values=files,
     )
 
 
-def _link_checker(root: Path) -> Callable[[str], bool]:
-    """Return a function that tells whether a file under ``root`` truly lies there."""
-    real_root = os.path.realpath(root)
-    parents: dict[str, bool] = {}
-
-    def is_under(path: str) -> bool:
-        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
-
-    def is_inside(file: str) -> bool:
-        path = os.path.join(root, file)
-        parent = os.path.dirname(path)
-        # Each folder once: a table may have 100,000 rows.
-        if parent not in parents:
-            parents[parent] = is_under(parent)
-        return parents[parent] and (not os.path.islink(path) or is_under(path))
-
-    return is_inside
-
-
 def _stays_inside(file: str) -> bool:
-    is_absolute = file.startswith("/") or bool(PureWindowsPath(file).drive) or "\0" in file
+    # A drive letter makes a path absolute on Windows.
+    is_absolute = file.startswith("/") or file[1:2] == ":" or "\0" in file
     return not is_absolute and file != ".." and not file.startswith("../")

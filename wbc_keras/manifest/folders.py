@@ -12,12 +12,15 @@ from wbc_keras.errors import DataError
 from wbc_keras.manifest.table import (
     ACCEPTED,
     IMAGE_SUFFIXES,
+    LEAVES,
     MANIFEST,
     Manifest,
     accepted,
     is_picture,
+    link_checker,
     list_some,
     make_manifest,
+    require_utf8,
 )
 
 logger = logging.getLogger(__name__)
@@ -64,17 +67,43 @@ def _check_class_folders(folder: Path, labels: Sequence[str]) -> None:
         )
 
 
-def find_pictures(folder: Path) -> Iterator[str]:
-    """Yield the pictures under ``folder``, relative to it; hidden files and masks are left out."""
-    seen = set()
+def find_pictures(folder: Path) -> list[str]:
+    """Return the pictures under ``folder``, relative to it; hidden files and masks are left out.
+
+    Links are followed inside the folder, as in a CSV; `read_files` alone takes any.
+
+    Raises:
+        DataError: a link leaves the folder, or a name is not UTF-8.
+    """
+    leaving: list[str] = []
+    found = list(_walk(folder, leaving))
+    require_utf8([*found, *leaving])
+    if leaving:
+        raise DataError(f"{folder}: {list_some(sorted(leaving))}: {LEAVES}")
+    return found
+
+
+def _walk(folder: Path, leaving: list[str]) -> Iterator[str]:
+    """Yield the pictures; links that leave are added to ``leaving`` and not followed."""
+    seen, is_inside = set(), link_checker(folder)
+
+    def stays(relative: str) -> bool:
+        if is_inside(relative):
+            return True
+        leaving.append(relative)
+        return False
+
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
+        relative = (
+            "" if parent == str(folder) else f"{Path(parent).relative_to(folder).as_posix()}/"
+        )
         # A link may lead back up.
         folders[:] = [] if real in seen else [name for name in folders if not _is_ignored(name)]
-        names = [] if real in seen else names
+        folders[:] = [name for name in folders if stays(relative + name)]
+        names = [] if real in seen else _pictures_among(names)
         seen.add(real)
-        relative = Path(parent).relative_to(folder)
-        yield from ((relative / name).as_posix() for name in _pictures_among(names))
+        yield from (relative + name for name in names if stays(relative + name))
 
 
 def _pictures_among(names: Iterable[str]) -> list[str]:
@@ -102,6 +131,7 @@ def read_files(files: Sequence[Path], *, labelled: bool) -> Manifest:
         )
     if labelled:
         raise DataError(f"{files[0]}: a single picture has no label; give {ACCEPTED}")
+    require_utf8(map(str, files))
     absolute = [os.path.abspath(file) for file in dict.fromkeys(files)]
     root = Path(os.path.commonpath([os.path.dirname(file) for file in absolute]))
     return make_manifest(root, {"file": [Path(f).relative_to(root).as_posix() for f in absolute]})

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from wbc_keras.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 COLUMNS = ("file", "label", "group", "split")
 
 MANIFEST = "manifest.csv"
 MUNICH = "annotations.dat"
+LEAVES = "is a link that leaves the data folder; copy the picture into it"
 ACCEPTED = (
     "a folder with one sub-folder of pictures for each class, a folder with manifest.csv, a .csv "
     "file, the Munich folder with annotations.dat, a MedMNIST .npz file, or `synthetic`"
@@ -57,6 +62,9 @@ class Manifest:
 
 def make_manifest(root: Path, rows: Mapping[str, Sequence[str]], *, name: str = "") -> Manifest:
     """Return a manifest of text ``rows``; of the four columns, one that is not given is empty."""
+    # Here, not above: the package's command shows its --help without pandas.
+    import pandas as pd
+
     empty = dict.fromkeys(COLUMNS, [""] * len(rows["file"]))
     table = pd.DataFrame({**empty, **rows}, dtype=str)
     return Manifest(root, table, name or root.resolve().name or "data")
@@ -99,6 +107,45 @@ def refuse_rows(
         some = [f"{numbers[i]}" + (f" ({values[i]})" if values is not None else "") for i in found]
         count = f" ({len(found)} rows)" if len(found) > 1 else ""
         raise DataError(f"{path}: row {list_some(some)}{count}: {what}")
+
+
+def require_utf8(names: Iterable[str]) -> None:
+    """Raise a DataError for names that UTF-8, the encoding of every list written here, cannot hold.
+
+    Python gives the bytes of such a file name as lone surrogates.
+    """
+    faulty = [name for name in names if not (name.isascii() or _is_utf8(name))]
+    if faulty:
+        shown = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in faulty]
+        count = f"{len(faulty)} names are" if len(faulty) > 1 else "a name is"
+        raise DataError(f"{list_some(shown)}: {count} not UTF-8; rename them, e.g. with convmv")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def link_checker(root: str | Path) -> Callable[[str], bool]:
+    """Return a function that tells whether a file under ``root``, links followed, lies there."""
+    real_root = os.path.realpath(root)
+    parents: dict[str, bool] = {}
+
+    def is_under(path: str) -> bool:
+        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
+
+    def is_inside(file: str) -> bool:
+        path = os.path.join(root, file)
+        parent = os.path.dirname(path)
+        # Each folder once: a table may have a million rows.
+        if parent not in parents:
+            parents[parent] = is_under(parent)
+        return parents[parent] and (not os.path.islink(path) or is_under(path))
+
+    return is_inside
 
 
 def list_some(items: Sequence[str], limit: int = 5) -> str:
