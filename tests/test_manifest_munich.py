@@ -148,7 +148,9 @@ def test_a_run_can_be_resumed_on_a_source_with_columns_of_its_own(tmp_path: Path
         Image.fromarray(draw("monocyte")[::8, ::8].astype(np.uint8)).save(data / f"{name}.tiff")
     lines = "".join(f"{name}.tiff {name[:3]} MON nan\n" for name in names)
     (data / "annotations.dat").write_text(lines)
-    config = load_config(overrides=[f"data.source={data}"])
+    # The pictures are one and the same.
+    settings = [f"data.source={data}", "data.near_duplicates=ignore"]
+    config = load_config(overrides=settings)
     _write_plan(config, plan_data(config), tmp_path)
     _require_same_splits(tmp_path, plan_data(config))
     (data / "annotations.dat").write_text(lines.replace("MON_0003.tiff MON", "MON_0003.tiff NGS"))
