@@ -20,7 +20,7 @@ LAYERS = (
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
     "predictions selection",
     # 1: TensorFlow and Keras parts
-    "images localize augment pipeline layers losses backbones",
+    "images stain localize augment pipeline layers losses backbones",
     # 2: assembly
     "classifier fitting inference predictor gradcam plots",
     # 3: commands

@@ -1,15 +1,13 @@
 """Find the cell in a picture and crop it: batched graph operations, no loop over pictures.
 
-The same functions run in training, in the `roi` command and inside the exported model. Colours are
-those of a Wright, Giemsa or May-Grünwald stain: nuclei are purple, so they absorb green light most;
-red cells absorb blue light nearly as well, nuclei do not. What is measured along the way from the
-nucleus to its surroundings is measured in sizes of that nucleus, so that a cell is cut alike at any
-magnification.
+The same functions run in training, in the `roi` command and inside the exported model. The nucleus is
+what takes most of the stain (see `stain`) near the centre; the cell is followed along rays from the
+middle of the nucleus. What lies around a nucleus is measured in sizes of that nucleus, so that a cell
+is cut alike at any magnification.
 
-Inside, pictures and masks (0 and 1) are "planes", ``(1, 96, 96, b)``: pooling over a last axis that
-is the batch is ten times faster than over a single channel.
-Sums over pixels are sums of whole numbers below 2**24, exact in any order, so that a picture gives
-the same box eagerly, in a graph, in `tf.data`, alone or in a batch.
+Inside, pictures and masks are planes, see `stain`. Sums over pixels are sums of whole numbers below
+2**24, exact in any order, so that a picture gives the same box eagerly, in a graph, in `tf.data`,
+alone or in a batch.
 """
 
 from __future__ import annotations
@@ -19,20 +17,31 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from wbc_keras.stain import (
+    Absorbance,
+    Classes,
+    count_stain,
+    enlarge,
+    grow,
+    halve,
+    measure_absorbance,
+    measure_stain,
+    shrink,
+    split_classes,
+)
+
 Mode = Literal["nucleus", "center", "none"]
 
 THUMBNAIL_SIZE = 96
 CENTER_SHARE = 0.75  # of the shorter side: the central square
 
-_BINS = 128
-_BIN_WIDTH = 2.0  # of stain, which runs from 0 to 255
-_BLUE_SHARE = 0.45  # of the density in blue light, taken off that in green
 _NUCLEUS_CUT = 0.52  # of the way from the middle class's mean to the darkest one's
 _CYTOPLASM_CUT = 0.3  # of the way from the palest class's mean to the middle one's
 _LOBE_CUT = 0.15  # the same for the palest cytoplasm between lobes
 _SURROUNDINGS = 0.3  # how far around the nucleus its stain is looked at, in longer sides of it
 _LEAST_CYTOPLASM = 0.08  # around every nucleus, however pale, in longer sides of it
 _REACH = 1.2  # how far from its nucleus's middle a cell is followed, in longer sides of it
+_LOBE_REACH = 2.0  # the same from a single lobe
 _RAYS = 48  # a multiple of 4, so that quarter turns and flips map rays onto rays
 _STEPS = 64  # along a ray
 _GAP = 2  # steps without stain that end a cell
@@ -41,7 +50,6 @@ _BULGE = 1.1  # how much further than its surroundings a cell may stick out
 _WEAKEST_CONTRAST = 8.0  # of its stain, to the whole picture's
 _LEAST_PURPLE = 0.3  # of the green that a nucleus takes, this share more than of the blue
 _DEEPEST_RED_CELL = 155.0  # takes less green than this, whatever its tint
-_BLACK = 0.08  # of the light: less in every colour is no part of the smear but a frame around it
 _SMALLEST_NUCLEUS = 30  # thumbnail pixels
 _SEED_SPREAD = 0.22  # of the side: how near the centre the cell is expected
 
@@ -134,15 +142,15 @@ def locate(thumbnails: tf.Tensor, sizes: tf.Tensor, *, mode: Mode, margin: float
 
 
 def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Roi:
-    green, blue, smear = _absorbance(thumbnails)
-    stain = _blur(_stain(green, blue))
-    classes = _otsu(_histogram(stain, smear))
+    absorbance = measure_absorbance(thumbnails)
+    stain = measure_stain(absorbance)
+    classes = split_classes(count_stain(stain, absorbance.smear))
     nucleus = _whole_nucleus(stain, classes)
     stained = _over(stain, _between(classes.pale, classes.middle, _CYTOPLASM_CUT))
-    classes = _otsu(_histogram(stain, smear * _around(nucleus, _SURROUNDINGS)))
+    classes = split_classes(count_stain(stain, absorbance.smear * _around(nucleus, _SURROUNDINGS)))
     mask = _dark_parts(stain, classes)
-    nucleus = _spread(nucleus * mask, _grow(mask, 3)) * mask
-    found = _is_nucleus(nucleus, stain, green=green, blue=blue)
+    nucleus = _spread(nucleus * mask, grow(mask, 3)) * mask
+    found = _is_nucleus(nucleus, stain, absorbance)
     boxes = _square_boxes(nucleus, _cell_extent(nucleus, stained), sizes, margin)
     masks = _soften(nucleus, stain, classes) * tf.cast(found, tf.float32)
     return Roi(
@@ -152,108 +160,12 @@ def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Ro
     )
 
 
-def _whole_nucleus(stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
+def _whole_nucleus(stain: tf.Tensor, classes: Classes) -> tf.Tensor:
     """Return planes of the central nucleus, with its other lobes and without other nuclei."""
     mask = _dark_parts(stain, classes)
     main = _central_part(mask)
     stained = _over(stain, _between(classes.pale, classes.middle, _LOBE_CUT))
-    return tf.maximum(main, mask * _region(main, stained))
-
-
-# Colour
-
-
-class _Classes(NamedTuple):
-    """Mean stain of three classes of pixels, ``(b,)`` each."""
-
-    pale: tf.Tensor
-    middle: tf.Tensor
-    dark: tf.Tensor
-
-
-def _absorbance(thumbnails: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Return how much green and how much blue is missing, and where the smear is.
-
-    The first two planes are whole numbers from 0 to 255, the third is 0 on a black frame. The light
-    of the empty field is the 95th percentile of each colour: smears are photographed in any tint.
-    """
-    colors = tf.transpose(thumbnails, (3, 1, 2, 0))
-    blocks = tf.nn.avg_pool2d(colors, 3, 3, "VALID")
-    count = blocks.shape[1] * blocks.shape[2]
-    flat = tf.transpose(tf.reshape(blocks, (3, count, -1)), (0, 2, 1))
-    light = tf.math.top_k(flat, count // 20).values[..., -1]
-    # A picture without an empty field must not make its cell pale.
-    light = tf.maximum(light, 64.0)[:, tf.newaxis, tf.newaxis, :]
-    missing = tf.round(255.0 * (1.0 - tf.minimum(colors / light, 1.0)))
-    black = tf.reduce_min(missing, axis=0, keepdims=True) > 255.0 * (1.0 - _BLACK)
-    # Grown further than it was shrunk, over the edge that JPEG and resizing smear.
-    smear = 1.0 - _grow(_shrink(tf.cast(black, tf.float32), 3), 7)
-    return missing[1:2] * smear, missing[2:] * smear, smear
-
-
-def _stain(green: tf.Tensor, blue: tf.Tensor) -> tf.Tensor:
-    """Return planes of nuclear stain, whole numbers 0-255, from the absorbances.
-
-    A share of blue's optical density is taken from green's, which keeps its order also where both
-    are dark (Beer and Lambert), and the rest is turned back into an absorbance.
-    """
-    levels = np.arange(256)
-    density = -100.0 * np.log10(np.maximum(1.0 - levels / 255.0, 0.02))
-    absorbance = 255.0 * (1.0 - 10.0 ** (-levels / 100.0))
-    # Tables of whole numbers: an exponential may differ in its last bit with the batch.
-    purple = _look_up(density, green) - _look_up(_BLUE_SHARE * density, blue)
-    return _look_up(absorbance, tf.maximum(purple, 0.0))
-
-
-def _look_up(table: np.ndarray, levels: tf.Tensor) -> tf.Tensor:
-    return tf.gather(tf.constant(np.round(table), tf.float32), tf.cast(levels, tf.int32))
-
-
-def _blur(planes: tf.Tensor) -> tf.Tensor:
-    """Weigh each pixel and its eight neighbours 1 2 1, by row and by column."""
-    rows = tf.pad(planes, ((0, 0), (1, 1), (0, 0), (0, 0)), "SYMMETRIC")
-    planes = (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 4.0
-    columns = tf.pad(planes, ((0, 0), (0, 0), (1, 1), (0, 0)), "SYMMETRIC")
-    return (columns[:, :, :-2] + 2.0 * columns[:, :, 1:-1] + columns[:, :, 2:]) / 4.0
-
-
-def _histogram(stain: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Count the pixels, weight 0 or 1, of each picture in bins of stain: float32 ``(b, 128)``."""
-    batch = tf.shape(stain)[-1]
-    bins = tf.cast(tf.clip_by_value(stain / _BIN_WIDTH, 0.0, _BINS - 1.0), tf.int32)
-    bins += _BINS * tf.range(batch)
-    counts = tf.math.unsorted_segment_sum(weights, bins, _BINS * batch)
-    return tf.reshape(counts, (batch, _BINS))
-
-
-def _otsu(histogram: tf.Tensor) -> _Classes:
-    """Split the pixels at the two cuts of the greatest variance between classes.
-
-    Otsu 1979, eq. 14, for three classes, by trying every pair of cuts.
-    """
-    count = tf.cumsum(histogram, axis=1)
-    total = tf.cumsum(histogram * (tf.range(_BINS, dtype=tf.float32) + 0.5), axis=1)
-    pale = _part_variance(total, count)[:, :, tf.newaxis]
-    dark = _part_variance(total[:, -1:] - total, count[:, -1:] - count)[:, tf.newaxis, :]
-    middle = _part_variance(
-        total[:, tf.newaxis, :] - total[:, :, tf.newaxis],
-        count[:, tf.newaxis, :] - count[:, :, tf.newaxis],
-    )
-    ordered = tf.linalg.band_part(tf.ones((_BINS, _BINS)), 0, -1)
-    pairs = tf.reshape((pale + middle + dark) * ordered, (-1, _BINS * _BINS))
-    best = tf.argmax(pairs, axis=1, output_type=tf.int32)
-    ends = tf.stack([best // _BINS, best % _BINS, tf.fill(tf.shape(best), _BINS - 1)], axis=1)
-    counts = _differences(tf.gather(count, ends, batch_dims=1))
-    totals = _differences(tf.gather(total, ends, batch_dims=1))
-    return _Classes(*tf.unstack(_BIN_WIDTH * totals / tf.maximum(counts, 1.0), axis=1))
-
-
-def _part_variance(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    return total * total / tf.maximum(count, 1.0)
-
-
-def _differences(ends: tf.Tensor) -> tf.Tensor:
-    return ends - tf.pad(ends[:, :-1], ((0, 0), (1, 0)))
+    return tf.maximum(main, mask * _region(main, stained, reach=_LOBE_REACH))
 
 
 def _between(low: tf.Tensor, high: tf.Tensor, share: float) -> tf.Tensor:
@@ -268,50 +180,35 @@ def _over(stain: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
 # Shape
 
 
-def _grow(planes: tf.Tensor, size: int) -> tf.Tensor:
-    """Return the largest value in a square of ``size`` pixels around each."""
-    columns = tf.nn.max_pool2d(planes, (size, 1), 1, "SAME")
-    return tf.nn.max_pool2d(columns, (1, size), 1, "SAME")
-
-
-def _shrink(planes: tf.Tensor, size: int) -> tf.Tensor:
-    return 1.0 - _grow(1.0 - planes, size)
-
-
 def _spread(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
     """Let the largest value fill each connected part of the planes ``within``.
 
     Works on blocks of two by two pixels, which takes an eighth of the time; a gap of one pixel,
     at some places two, connects.
     """
-    blocks = _halve(within)
+    return enlarge(_spread_blocks(halve(values * within), halve(within))) * within
 
+
+def _spread_blocks(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
     def step(values: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        further = _grow(_grow(values, 3) * blocks, 3) * blocks
+        further = grow(grow(values, 3) * within, 3) * within
         return further, tf.reduce_any(further != values)
 
-    filled, _ = tf.while_loop(
-        lambda _, moved: moved, step, (_halve(values * within), tf.constant(True))
-    )
-    return tf.repeat(tf.repeat(filled, 2, axis=1), 2, axis=2) * within
+    return tf.while_loop(lambda _, moved: moved, step, (values, tf.constant(True)))[0]
 
 
-def _halve(planes: tf.Tensor) -> tf.Tensor:
-    return tf.nn.max_pool2d(planes, 2, 2, "VALID")
-
-
-def _nucleus_cut(classes: _Classes) -> tf.Tensor:
+def _nucleus_cut(classes: Classes) -> tf.Tensor:
     return _between(classes.middle, classes.dark, _NUCLEUS_CUT)
 
 
-def _dark_parts(stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
+def _dark_parts(stain: tf.Tensor, classes: Classes) -> tf.Tensor:
     """Return planes of nuclei: of dark stain, without what is thinner than five pixels.
 
     A cell's edge bends light and looks as dark as its nucleus, but is thin.
     """
     dark = _over(stain, _nucleus_cut(classes))
-    closed = _shrink(_grow(dark, 3), 3)
-    return _grow(_shrink(closed, 5), 5)
+    closed = shrink(grow(dark, 3), 3)
+    return grow(shrink(closed, 5), 5)
 
 
 def _central_part(mask: tf.Tensor) -> tf.Tensor:
@@ -320,19 +217,23 @@ def _central_part(mask: tf.Tensor) -> tf.Tensor:
     By the square root of its area alone: a small nucleus at the centre comes before a large one at
     the edge.
     """
-    pixels = THUMBNAIL_SIZE * THUMBNAIL_SIZE
-    numbers = tf.reshape(tf.range(1.0, pixels + 1.0), (1, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 1))
-    numbers = tf.cast(_spread(numbers * mask, mask), tf.int32)
-    batch = tf.shape(mask)[-1]
-    slots = numbers + (pixels + 1) * tf.range(batch)
+    blocks = halve(mask)
+    side, batch = blocks.shape[1], tf.shape(mask)[-1]
+    numbers = tf.reshape(tf.range(1.0, side * side + 1.0), (1, side, side, 1))
+    numbers = tf.cast(_spread_blocks(numbers * blocks, blocks), tf.int32)
+    count = side * side + 1
     weights, areas = (
-        tf.math.unsorted_segment_sum(values, slots, (pixels + 1) * batch)
+        tf.math.unsorted_segment_sum(
+            4.0 * tf.nn.avg_pool2d(values, 2, 2, "VALID"),
+            numbers + count * tf.range(batch),
+            count * batch,
+        )
         for values in (_centrality() * mask, mask)
     )
     # weight / sqrt(area), squared, as a root may differ in its last bit with the batch
-    ranks = tf.reshape(weights * weights / tf.maximum(areas, 1.0), (batch, pixels + 1))
+    ranks = tf.reshape(weights * weights / tf.maximum(areas, 1.0), (batch, count))
     best = tf.argmax(ranks, axis=1, output_type=tf.int32)
-    return tf.cast(numbers == best, tf.float32) * mask
+    return enlarge(tf.cast(numbers == best, tf.float32)) * mask
 
 
 def _centrality() -> tf.Tensor:
@@ -351,55 +252,54 @@ def _mean(planes: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return total / tf.maximum(_area(mask), 1.0)
 
 
-def _is_nucleus(
-    nucleus: tf.Tensor, stain: tf.Tensor, *, green: tf.Tensor, blue: tf.Tensor
-) -> tf.Tensor:
+def _is_nucleus(nucleus: tf.Tensor, stain: tf.Tensor, absorbance: Absorbance) -> tf.Tensor:
     """Tell nuclei from red cells, which are not purple, and from an uneven blank field."""
     contrast = _mean(stain, nucleus) - _mean(stain, tf.ones_like(stain))
-    green, blue = _mean(green, nucleus), _mean(blue, nucleus)
+    green, blue = _mean(absorbance.green, nucleus), _mean(absorbance.blue, nucleus)
     purple = green - blue > _LEAST_PURPLE * green
     large = _area(nucleus) >= _SMALLEST_NUCLEUS
     return large & (contrast > _WEAKEST_CONTRAST) & (purple | (green > _DEEPEST_RED_CELL))
 
 
-def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
+def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: Classes) -> tf.Tensor:
     """Return planes that cross 0.5 where the stain crosses its cut."""
     width = tf.maximum((classes.dark - classes.middle) / 2.0, 1.0)
     edge = tf.clip_by_value(0.5 + (stain - _nucleus_cut(classes)) / width, 0.0, 1.0)
-    return tf.maximum(edge * _grow(nucleus, 3), _shrink(nucleus, 3))
+    return tf.maximum(edge * grow(nucleus, 3), shrink(nucleus, 3))
 
 
-# Rays: from the middle of the nucleus outwards
+# Rays, from the middle of the nucleus outwards, in shares of its longer side
 
 
 def _cell_extent(nucleus: tf.Tensor, stained: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the cell's first row and column, and one past its last: two ``(b, 2)``."""
     center, side = _place(nucleus)
-    ends = _reach(nucleus, stained)[:, :, tf.newaxis] * _ray_steps()[:, 0] * side[:, :, tf.newaxis]
+    steps = _reach(nucleus, stained, reach=_REACH)[:, :, tf.newaxis]
+    ends = steps * _ray_steps(_REACH)[:, 0] * side[:, :, tf.newaxis]
     return center + tf.reduce_min(ends, axis=1), center + tf.reduce_max(ends, axis=1)
 
 
-def _region(nucleus: tf.Tensor, stained: tf.Tensor) -> tf.Tensor:
-    """Return planes of 1 within the cell."""
+def _region(nucleus: tf.Tensor, stained: tf.Tensor, *, reach: float) -> tf.Tensor:
+    """Return planes of 1 within the cell, in blocks of two by two pixels."""
     center, side = _place(nucleus)
     # Middles are whole or half pixels, so the tables hold offsets of half a pixel.
-    rays, radii, first = _offset_tables()
-    pixel = tf.range(1, 2 * THUMBNAIL_SIZE, 2)[tf.newaxis, :, tf.newaxis] - first
-    offset = pixel - tf.cast(2.0 * center, tf.int32)[:, tf.newaxis]
+    rays, radii, first = _offset_tables(reach)
+    block = tf.range(2, 2 * THUMBNAIL_SIZE, 4)[tf.newaxis, :, tf.newaxis] - first
+    offset = block - tf.cast(2.0 * center, tf.int32)[:, tf.newaxis]
     index = offset[..., :1] * (1 - 2 * first) + tf.transpose(offset[..., 1:], (0, 2, 1))
-    reach = _reach(nucleus, stained) * side
-    within = tf.gather(reach, tf.gather(rays, index), batch_dims=1) > tf.gather(radii, index)
-    return tf.transpose(tf.cast(within, tf.float32), (1, 2, 0))[tf.newaxis]
+    ends = _reach(nucleus, stained, reach=reach) * side
+    within = tf.gather(ends, tf.gather(rays, index), batch_dims=1) > tf.gather(radii, index)
+    return enlarge(tf.transpose(tf.cast(within, tf.float32), (1, 2, 0))[tf.newaxis])
 
 
-def _reach(nucleus: tf.Tensor, stained: tf.Tensor) -> tf.Tensor:
-    """Return how far the cell reaches along each ray, ``(b, rays)``, in steps.
+def _reach(nucleus: tf.Tensor, stained: tf.Tensor, *, reach: float) -> tf.Tensor:
+    """Return how far the cell goes along each ray, ``(b, rays)``, in steps, at most to ``reach``.
 
     A ray leaves the cell at the first gap in the stain beyond the nucleus. Where cells touch there
     is none; but a cell is round, so what sticks out over a narrow angle is cut off, as an opening
     does it (Serra 1982).
     """
-    samples = _sample_rays(nucleus, nucleus + stained)
+    samples = _sample_rays(nucleus, 2.0 * nucleus + stained, reach=reach)
     steps = tf.range(1, _STEPS + 1)
     core = tf.reduce_max(tf.where(samples > 1.0, steps, 0), axis=2)
     empty = (samples == 0.0) & (steps > core[:, :, tf.newaxis])
@@ -411,10 +311,10 @@ def _reach(nucleus: tf.Tensor, stained: tf.Tensor) -> tf.Tensor:
     return tf.maximum(tf.minimum(end, _BULGE * opened), core)
 
 
-def _sample_rays(nucleus: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
+def _sample_rays(nucleus: tf.Tensor, planes: tf.Tensor, *, reach: float) -> tf.Tensor:
     """Return the planes' values along rays from the nucleus, ``(b, rays, steps)``, 0 outside."""
     center, side = _place(nucleus)
-    way = _ray_steps() * (tf.range(_STEPS, dtype=tf.float32) + 0.5)[:, tf.newaxis]
+    way = _ray_steps(reach) * (tf.range(_STEPS, dtype=tf.float32) + 0.5)[:, tf.newaxis]
     place = center[:, tf.newaxis, tf.newaxis] + way * side[:, tf.newaxis, tf.newaxis]
     inside = tf.reduce_all((place >= 0.0) & (place < float(THUMBNAIL_SIZE)), axis=3)
     row, column = tf.unstack(tf.cast(place, tf.int32), axis=3)
@@ -424,19 +324,19 @@ def _sample_rays(nucleus: tf.Tensor, planes: tf.Tensor) -> tf.Tensor:
     return tf.where(inside, samples, 0.0)
 
 
-def _ray_steps() -> tf.Tensor:
+def _ray_steps(reach: float) -> tf.Tensor:
     """Return a step along each ray, y and x in longer sides of the nucleus, ``(rays, 1, 2)``."""
     angles = (np.arange(_RAYS) + 0.5) * 2.0 * np.pi / _RAYS
-    ways = np.stack([np.sin(angles), np.cos(angles)], axis=1) * _REACH / _STEPS
+    ways = np.stack([np.sin(angles), np.cos(angles)], axis=1) * reach / _STEPS
     return tf.constant(ways[:, np.newaxis], tf.float32)
 
 
-def _offset_tables() -> tuple[tf.Tensor, tf.Tensor, int]:
+def _offset_tables(reach: float) -> tuple[tf.Tensor, tf.Tensor, int]:
     """Return ray and radius (in steps) of every offset, flat, and the first offset."""
     most = 2 * THUMBNAIL_SIZE
     y, x = np.mgrid[-most : most + 1, -most : most + 1]
     rays = np.floor(np.arctan2(y, x) / (2.0 * np.pi) * _RAYS).astype(np.int32) % _RAYS
-    radii = np.hypot(y, x) / 2.0 * _STEPS / _REACH
+    radii = np.hypot(y, x) / 2.0 * _STEPS / reach
     return tf.constant(rays.ravel()), tf.constant(radii.ravel(), tf.float32), -most
 
 
