@@ -1,9 +1,9 @@
 """Find the cell in a picture and crop it: batched graph operations, no loop over pictures.
 
-The same functions run in training, in the `roi` command and inside the exported model. The nucleus is
-what takes most of the stain (see `stain`) near the centre; the cell is followed along rays from the
-middle of the nucleus. What lies around a nucleus is measured in sizes of that nucleus, so that a cell
-is cut alike at any magnification.
+The same functions run in training, in the `roi` command and inside the exported model. The nucleus
+is what takes most of the stain (see `stain`) near the centre; its cell is followed along rays from
+the middle of the nucleus. What lies around a nucleus is measured in sizes of that nucleus, so that
+a cell is cut alike at any magnification.
 
 Inside, pictures and masks are planes, see `stain`. Sums over pixels are sums of whole numbers below
 2**24, exact in any order, so that a picture gives the same box eagerly, in a graph, in `tf.data`,
@@ -36,8 +36,7 @@ THUMBNAIL_SIZE = 96
 CENTER_SHARE = 0.75  # of the shorter side: the central square
 
 _NUCLEUS_CUT = 0.52  # of the way from the middle class's mean to the darkest one's
-_CYTOPLASM_CUT = 0.3  # of the way from the palest class's mean to the middle one's
-_LOBE_CUT = 0.15  # the same for the palest cytoplasm between lobes
+_CELL_CUT = 0.4  # of the way from the palest class's mean to the middle one's
 _SURROUNDINGS = 0.3  # how far around the nucleus its stain is looked at, in longer sides of it
 _LEAST_CYTOPLASM = 0.08  # around every nucleus, however pale, in longer sides of it
 _REACH = 1.2  # how far from its nucleus's middle a cell is followed, in longer sides of it
@@ -144,9 +143,8 @@ def locate(thumbnails: tf.Tensor, sizes: tf.Tensor, *, mode: Mode, margin: float
 def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Roi:
     absorbance = measure_absorbance(thumbnails)
     stain = measure_stain(absorbance)
-    classes = split_classes(count_stain(stain, absorbance.smear))
-    nucleus = _whole_nucleus(stain, classes)
-    stained = _over(stain, _between(classes.pale, classes.middle, _CYTOPLASM_CUT))
+    stained = _find_cells(absorbance)
+    nucleus = _whole_nucleus(stain, stained, absorbance.smear)
     classes = split_classes(count_stain(stain, absorbance.smear * _around(nucleus, _SURROUNDINGS)))
     mask = _dark_parts(stain, classes)
     nucleus = _spread(nucleus * mask, grow(mask, 3)) * mask
@@ -160,11 +158,17 @@ def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Ro
     )
 
 
-def _whole_nucleus(stain: tf.Tensor, classes: Classes) -> tf.Tensor:
+def _find_cells(absorbance: Absorbance) -> tf.Tensor:
+    """Return planes of all cells, red ones too: cytoplasm can have any colour."""
+    green = absorbance.green
+    classes = split_classes(count_stain(green, absorbance.smear))
+    return _over(green, _between(classes.pale, classes.middle, _CELL_CUT))
+
+
+def _whole_nucleus(stain: tf.Tensor, stained: tf.Tensor, smear: tf.Tensor) -> tf.Tensor:
     """Return planes of the central nucleus, with its other lobes and without other nuclei."""
-    mask = _dark_parts(stain, classes)
+    mask = _dark_parts(stain, split_classes(count_stain(stain, smear)))
     main = _central_part(mask)
-    stained = _over(stain, _between(classes.pale, classes.middle, _LOBE_CUT))
     return tf.maximum(main, mask * _region(main, stained, reach=_LOBE_REACH))
 
 
