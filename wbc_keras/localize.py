@@ -35,7 +35,7 @@ Mode = Literal["nucleus", "center", "none"]
 THUMBNAIL_SIZE = 96
 CENTER_SHARE = 0.75  # of the shorter side: the central square
 
-_NUCLEUS_CUT = 0.52  # of the way from the middle class's mean to the darkest one's
+_NUCLEUS_CUT = 0.5  # of the way from the middle class's mean to the darkest one's
 _CELL_CUT = 0.4  # of the way from the palest class's mean to the middle one's
 _SURROUNDINGS = 0.3  # how far around the nucleus its stain is looked at, in longer sides of it
 _LEAST_CYTOPLASM = 0.08  # around every nucleus, however pale, in longer sides of it

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 _BINS = 128
 _BIN_WIDTH = 2.0  # of stain, which runs from 0 to 255
-_BLUE_SHARE = 0.45  # of the density in blue light, taken off that in green
+_BLUE_SHARE = 0.6  # of the density in blue light, taken off that in green
 _BLACK = 0.08  # of the light: less in every colour is no part of the smear but a frame around it
 
 
