@@ -169,7 +169,8 @@ def _whole_nucleus(stain: tf.Tensor, stained: tf.Tensor, smear: tf.Tensor) -> tf
     """Return planes of the central nucleus, with its other lobes and without other nuclei."""
     mask = _dark_parts(stain, split_classes(count_stain(stain, smear)))
     main = _central_part(mask)
-    return tf.maximum(main, mask * _region(main, stained, reach=_LOBE_REACH))
+    # Opened, or the rim of a nucleus that reaches into the region would bring all of it.
+    return tf.maximum(main, _open(mask * _region(main, stained, reach=_LOBE_REACH), 3))
 
 
 def _between(low: tf.Tensor, high: tf.Tensor, share: float) -> tf.Tensor:
@@ -211,8 +212,12 @@ def _dark_parts(stain: tf.Tensor, classes: Classes) -> tf.Tensor:
     A cell's edge bends light and looks as dark as its nucleus, but is thin.
     """
     dark = _over(stain, _nucleus_cut(classes))
-    closed = shrink(grow(dark, 3), 3)
-    return grow(shrink(closed, 5), 5)
+    return _open(shrink(grow(dark, 3), 3), 5)
+
+
+def _open(mask: tf.Tensor, size: int) -> tf.Tensor:
+    """Take away what is thinner than ``size`` pixels."""
+    return grow(shrink(mask, size), size)
 
 
 def _central_part(mask: tf.Tensor) -> tf.Tensor:
