@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_BINS = 128
-_BIN_WIDTH = 2.0  # of stain, which runs from 0 to 255
+_BINS = 64
+_BIN_WIDTH = 4.0  # of stain, which runs from 0 to 255
 _BLUE_SHARE = 0.6  # of the density in blue light, taken off that in green
 _BLACK = 0.08  # of the light: less in every colour is no part of the smear but a frame around it
 
@@ -87,7 +87,7 @@ def _blur(planes: tf.Tensor) -> tf.Tensor:
 
 
 def count_stain(stain: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Count the pixels, weight 0 or 1, of each picture in bins of stain: float32 ``(b, 128)``."""
+    """Count the pixels, weight 0 or 1, of each picture in bins of stain: float32 ``(b, 64)``."""
     batch = tf.shape(stain)[-1]
     bins = tf.cast(tf.clip_by_value(stain / _BIN_WIDTH, 0.0, _BINS - 1.0), tf.int32)
     bins += _BINS * tf.range(batch)
