@@ -21,7 +21,7 @@ LAYERS = (
     "balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report",
     # 1: TensorFlow and Keras parts
-    "images localize cells prepared augment pipeline layers losses backbones",
+    "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
     "classifier fitting inference predictor gradcam plots",
     # 3: commands

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from wbc_keras.images import read_image
 from wbc_keras.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
+from wbc_keras.synthetic import CLASS_NAMES, draw_cell
 
 MARGIN = 0.1
 FIELD, RED_CELL = (250, 232, 215), (205, 172, 165)
@@ -107,6 +108,144 @@ def test_leaves_a_neighbour_out():
     assert _pixels(roi.boxes[0], image)[3] < 161
 
 
+def _drawn(class_name, *, seed=0, size=160):
+    """Return a cell of `synthetic` with its masks of nucleus and cell."""
+    cell = draw_cell(class_name, size=size, rng=np.random.default_rng(seed))
+    return cell.image, cell.mask == 255, cell.mask > 0
+
+
+def _kept(box, cell):
+    top, left, bottom, right = np.round(_pixels(box, cell)).astype(int)
+    return cell[top:bottom, left:right].sum() / cell.sum()
+
+
+def _dyed(image, mix):
+    """Change the colours of the dyes: optical densities times a matrix (Beer and Lambert)."""
+    density = -np.log10((image + 1.0) / 256.0)
+    return np.clip(256.0 * 10.0 ** -(density @ mix) - 1.0, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("class_name", CLASS_NAMES)
+@pytest.mark.parametrize(
+    "mix",
+    [0.5 * np.eye(3), 1.4 * np.eye(3), np.eye(3) + 0.15 * np.roll(np.eye(3), 1, axis=0)],
+    ids=["pale", "deep", "other dyes"],
+)
+def test_other_stains(class_name, mix):
+    image, nucleus, cell = _drawn(class_name, seed=1)
+    roi = _locate(_dyed(image, mix))
+    assert roi.found.numpy().all()
+    assert _iou(roi.masks[0], nucleus) > 0.7
+    assert _kept(roi.boxes[0], cell) > 0.98
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.8, 2.5, 4.0])
+def test_leaves_a_cell_that_touches_out(angle):
+    image, nucleus = _draw(red_cells=False)
+    y, x = 80 + int(70 * np.sin(angle)), 80 + int(70 * np.cos(angle))
+    cv2.circle(image, (x, y), 34, CYTOPLASM, -1)
+    cv2.circle(image, (x, y), 29, NUCLEUS, -1)
+    roi = _locate(image)
+    assert _iou(roi.masks[0], nucleus) > 0.9
+    assert _area(roi.boxes[0]) * 160**2 < 1.6 * 77**2
+
+
+def _area(box):
+    top, left, bottom, right = np.asarray(box)
+    return (bottom - top) * (right - left)
+
+
+def test_red_cells_that_touch_do_not_widen_the_box():
+    image, _ = _draw(red_cells=False)
+    alone = _locate(image).boxes[0]
+    for angle in (0.3, 1.9, 3.4, 5.0):
+        place = (80 + int(57 * np.cos(angle)), 80 + int(57 * np.sin(angle)))
+        cv2.circle(image, place, 19, RED_CELL, -1, cv2.LINE_AA)
+    cv2.circle(image, (80, 80), 38, CYTOPLASM, -1, cv2.LINE_AA)
+    cv2.circle(image, (80, 80), 22, NUCLEUS, -1, cv2.LINE_AA)
+    assert _area(_locate(image).boxes[0]) < 1.35 * _area(alone)
+
+
+def test_keeps_pale_cytoplasm_and_its_lobes_without_any_purple():
+    image, nucleus = _draw(nuclei=LOBES, red_cells=False)
+    image[(image == CYTOPLASM).all(axis=2)] = (226, 196, 168)
+    roi = _locate(image)
+    assert _iou(roi.masks[0], nucleus) > 0.85
+    assert _kept(roi.boxes[0], cv2.circle(np.zeros((160, 160)), (80, 80), 38, 1, -1) > 0) > 0.99
+
+
+def test_small_central_nucleus_comes_before_a_large_one_at_the_edge():
+    image, nucleus = _draw(nuclei=((0, 0, 12),), radius=20, red_cells=False)
+    cv2.circle(image, (150, 30), 42, CYTOPLASM, -1)
+    cv2.circle(image, (150, 30), 38, NUCLEUS, -1)
+    assert _iou(_locate(image).masks[0], nucleus) > 0.85
+
+
+@pytest.mark.parametrize("frame", ["corners", "bars", "border"])
+def test_black_frame_is_not_a_nucleus(frame):
+    image, nucleus, cell = _drawn("neutrophil_segmented")
+    if frame == "corners":
+        seen = cv2.circle(np.zeros((160, 160), np.uint8), (80, 80), 85, 1, -1)
+        image = image * seen[:, :, np.newaxis]
+    elif frame == "bars":
+        image[:, :22] = 4
+        image[:, -22:] = 4
+    else:
+        width = ((30, 30), (30, 30))
+        image = np.pad(image, (*width, (0, 0)))
+        nucleus, cell = np.pad(nucleus, width), np.pad(cell, width)
+    roi = _locate(image)
+    assert _iou(roi.masks[0], nucleus) > 0.85
+    assert _kept(roi.boxes[0], cell) > 0.97
+    assert _area(roi.boxes[0]) < 0.6
+
+
+def test_dirt_and_platelets_are_left_out():
+    image, nucleus = _draw(red_cells=False)
+    for place in ((16, 30), (140, 20), (30, 140), (150, 120), (90, 150)):
+        cv2.circle(image, place, 6, (60, 30, 90), -1)
+    roi, alone = _locate(image), _locate(_draw(red_cells=False)[0])
+    assert _iou(roi.masks[0], nucleus) > 0.95
+    np.testing.assert_allclose(roi.boxes[0], alone.boxes[0], atol=0.03)
+
+
+def test_smudge_without_cytoplasm_is_found():
+    image, _ = _draw(nuclei=(), radius=0)
+    smudge = cv2.ellipse(np.zeros((160, 160), np.uint8), (84, 76), (44, 27), 20, 0, 360, 1, -1) > 0
+    image[smudge] = (190, 110, 170)
+    roi = _locate(cv2.GaussianBlur(image, (0, 0), 2))
+    assert _iou(roi.masks[0], smudge) > 0.9
+
+
+def test_same_cell_at_any_magnification():
+    image, _, _ = _drawn("neutrophil_band", seed=3, size=400)
+    sides = []
+    for field in (270, 330, 400):  # pixels of the large picture that are seen
+        start = (400 - field) // 2
+        part = image[start : start + field, start : start + field]
+        box = _locate(part).boxes[0].numpy()
+        sides.append((box[2] - box[0]) * field)
+    np.testing.assert_allclose(sides, sides[0], rtol=0.06)
+
+
+@pytest.mark.parametrize("class_name", CLASS_NAMES[::2])
+def test_box_of_a_drawn_cell_follows(class_name):
+    image, _, _ = _drawn(class_name, seed=2)
+    top, left, bottom, right = box = _locate(image).boxes[0].numpy()
+    shifted = np.roll(np.pad(image, ((16, 16), (16, 16), (0, 0)), "reflect"), (9, -7), (0, 1))
+    expected = np.array([9, -7, 9, -7]) / 160 + box
+    pairs = [
+        (shifted[16:-16, 16:-16], expected),
+        (np.rot90(image), np.array([1 - right, top, 1 - left, bottom])),
+        (image[::-1], np.array([1 - bottom, left, 1 - top, right])),
+    ]
+    for moved, expected in pairs:
+        found = _locate(np.ascontiguousarray(moved)).boxes[0].numpy()
+        start, stop = np.maximum(found[:2], expected[:2]), np.minimum(found[2:], expected[2:])
+        common = np.prod(np.maximum(stop - start, 0))
+        assert common / (_area(found) + _area(expected) - common) >= 0.9
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -160,7 +299,7 @@ def test_center_and_none_are_what_they_say():
 
 @pytest.mark.parametrize("mode", ["nucleus", "center", "none"])
 def test_same_eagerly_in_a_graph_in_data_and_alone(mode, pbc):
-    images = [read_image(path) for path in sorted(pbc.glob("*/*.jpg"))[::3000]]
+    images = [read_image(path) for path in sorted(pbc.glob("*/*.jpg"))[::1000]]
     thumbnails = tf.stack([make_thumbnail(image) for image in images])
     sizes = tf.constant([image.shape[:2] for image in images])
 

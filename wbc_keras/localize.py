@@ -1,38 +1,54 @@
 """Find the cell in a picture and crop it: batched graph operations, no loop over pictures.
 
-The same functions run in training, in the `roi` command and inside the exported model. Colours are
-those of a Wright, Giemsa or May-Grünwald stain: nuclei are purple, so they absorb green light most;
-red cells absorb blue light nearly as well, nuclei do not.
+The same functions run in training, in the `roi` command and inside the exported model. The nucleus
+is what takes most of the stain (see `stain`) near the centre; its cell is followed along rays from
+the middle of the nucleus. What lies around a nucleus is measured in sizes of that nucleus, so that
+a cell is cut alike at any magnification.
 
-Inside, pictures and masks (0 and 1) are "planes", ``(1, 96, 96, b)``: pooling over a last axis that
-is the batch is ten times faster than over a single channel.
-Sums over pixels are sums of whole numbers below 2**24, exact in any order, so that a picture gives
-the same box eagerly, in a graph, in `tf.data`, alone or in a batch.
+Inside, pictures and masks are planes, see `stain`. Sums over pixels are sums of whole numbers below
+2**24, exact in any order, so that a picture gives the same box eagerly, in a graph, in `tf.data`,
+alone or in a batch.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import tensorflow as tf
+
+from wbc_keras.stain import (
+    Absorbance,
+    Classes,
+    count_stain,
+    enlarge,
+    grow,
+    halve,
+    measure_absorbance,
+    measure_stain,
+    shrink,
+    split_classes,
+)
 
 Mode = Literal["nucleus", "center", "none"]
 
 THUMBNAIL_SIZE = 96
 CENTER_SHARE = 0.75  # of the shorter side: the central square
 
-_BINS = 128
-_BIN_WIDTH = 2.0  # of absorbance, which runs from 0 to 255
-_NUCLEUS_CUT = 0.55  # of the way from the middle class's mean to the darkest one's
-_CYTOPLASM_CUT = 0.25  # of the way from the palest class's mean to the middle one's
-_REACH = 0.55  # how far cytoplasm is followed, in longer sides of the nucleus
+_NUCLEUS_CUT = 0.5  # of the way from the middle class's mean to the darkest one's
+_CELL_CUT = 0.4  # of the way from the palest class's mean to the middle one's
+_SURROUNDINGS = 0.3  # how far around the nucleus its stain is looked at, in longer sides of it
 _LEAST_CYTOPLASM = 0.08  # around every nucleus, however pale, in longer sides of it
-_LOBE_REACH = 1.3  # how far other lobes are looked for, in longer sides of the first
-_LOBE_SHARE = 0.6  # a cell whose parts fill more than this is several cells, not one with lobes
-_ENOUGH_RED_CELLS = 600  # thumbnail pixels
+_REACH = 1.2  # how far from its nucleus's middle a cell is followed, in longer sides of it
+_LOBE_REACH = 2.5  # the same from a single lobe
+_RAYS = 48  # a multiple of 4, so that quarter turns and flips map rays onto rays
+_STEPS = 64  # along a ray
+_GAP = 2  # steps without stain that end a cell
+_NARROWEST = 11  # rays: what sticks out of a cell over fewer is another one that touches it
+_BULGE = 1.1  # how much further than its surroundings a cell may stick out
 _WEAKEST_CONTRAST = 8.0  # of its stain, to the whole picture's
 _LEAST_PURPLE = 0.3  # of the green that a nucleus takes, this share more than of the blue
-_BLACK = 190.0  # takes more green than any red cell, whatever its tint
+_DEEPEST_RED_CELL = 155.0  # takes less green than this, whatever its tint
 _SMALLEST_NUCLEUS = 30  # thumbnail pixels
 _SEED_SPREAD = 0.22  # of the side: how near the centre the cell is expected
 
@@ -125,21 +141,15 @@ def locate(thumbnails: tf.Tensor, sizes: tf.Tensor, *, mode: Mode, margin: float
 
 
 def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Roi:
-    green, blue = _absorbance(thumbnails)
-    stain = _blur(green - blue / 2.0)
-    classes = _otsu(_histogram(stain, tf.ones_like(stain)))
-    cut = _between(classes.pale, classes.middle, _CYTOPLASM_CUT)
+    absorbance = measure_absorbance(thumbnails)
+    stain = measure_stain(absorbance)
+    stained = _find_cells(absorbance)
+    nucleus = _whole_nucleus(stain, stained, absorbance.smear)
+    classes = split_classes(count_stain(stain, absorbance.smear * _around(nucleus, _SURROUNDINGS)))
     mask = _dark_parts(stain, classes)
-    main = _central_part(mask)
-    cell = _cell_around(main, stain, cut, near=_around(main, sizes, _LOBE_REACH))
-    nucleus = _with_lobes(main, mask, cell)
-    classes = _otsu(_histogram(stain, _grow(nucleus, 21)))
-    mask = _dark_parts(stain, classes)
-    nucleus = _spread(nucleus * mask, _grow(mask, 3)) * mask
-    cut = tf.maximum(cut, _red_cell_level(stain, cut, cell, nucleus))
-    cell = _cell_around(nucleus, stain, cut, near=_around(nucleus, sizes, _REACH))
-    found = _is_nucleus(nucleus, stain, green=green, blue=blue)
-    boxes = _square_boxes(nucleus, cell, sizes, margin)
+    nucleus = _spread(nucleus * mask, grow(mask, 3)) * mask
+    found = _is_nucleus(nucleus, stain, absorbance)
+    boxes = _square_boxes(nucleus, _cell_extent(nucleus, stained), sizes, margin)
     masks = _soften(nucleus, stain, classes) * tf.cast(found, tf.float32)
     return Roi(
         boxes=tf.where(found[:, tf.newaxis], boxes, _center_boxes(sizes)),
@@ -148,79 +158,19 @@ def _locate_nuclei(thumbnails: tf.Tensor, sizes: tf.Tensor, margin: float) -> Ro
     )
 
 
-# Colour
+def _find_cells(absorbance: Absorbance) -> tf.Tensor:
+    """Return planes of all cells, red ones too: cytoplasm can have any colour."""
+    green = absorbance.green
+    classes = split_classes(count_stain(green, absorbance.smear))
+    return _over(green, _between(classes.pale, classes.middle, _CELL_CUT))
 
 
-class _Classes(NamedTuple):
-    """Mean stain of three classes of pixels, ``(b,)`` each."""
-
-    pale: tf.Tensor
-    middle: tf.Tensor
-    dark: tf.Tensor
-
-
-def _absorbance(thumbnails: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return how much green and how much blue is missing, two planes, whole numbers 0-255.
-
-    The light of the empty field is the 95th percentile of each colour: smears are photographed in
-    any tint.
-    """
-    colors = tf.transpose(thumbnails[..., 1:], (3, 1, 2, 0))
-    blocks = tf.nn.avg_pool2d(colors, 3, 3, "VALID")
-    count = blocks.shape[1] * blocks.shape[2]
-    flat = tf.transpose(tf.reshape(blocks, (2, count, -1)), (0, 2, 1))
-    light = tf.math.top_k(flat, count // 20).values[..., -1]
-    # A picture without an empty field must not make its cell pale.
-    light = tf.maximum(light, 64.0)[:, tf.newaxis, tf.newaxis, :]
-    missing = tf.round(255.0 * (1.0 - tf.minimum(colors / light, 1.0)))
-    return missing[:1], missing[1:]
-
-
-def _blur(planes: tf.Tensor) -> tf.Tensor:
-    """Weigh each pixel and its eight neighbours 1 2 1, by row and by column."""
-    rows = tf.pad(planes, ((0, 0), (1, 1), (0, 0), (0, 0)), "SYMMETRIC")
-    planes = (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 4.0
-    columns = tf.pad(planes, ((0, 0), (0, 0), (1, 1), (0, 0)), "SYMMETRIC")
-    return (columns[:, :, :-2] + 2.0 * columns[:, :, 1:-1] + columns[:, :, 2:]) / 4.0
-
-
-def _histogram(stain: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Count the pixels, weight 0 or 1, of each picture in bins of stain: float32 ``(b, 128)``."""
-    batch = tf.shape(stain)[-1]
-    bins = tf.cast(tf.clip_by_value(stain / _BIN_WIDTH, 0.0, _BINS - 1.0), tf.int32)
-    bins += _BINS * tf.range(batch)
-    counts = tf.math.unsorted_segment_sum(weights, bins, _BINS * batch)
-    return tf.reshape(counts, (batch, _BINS))
-
-
-def _otsu(histogram: tf.Tensor) -> _Classes:
-    """Split the pixels at the two cuts of the greatest variance between classes.
-
-    Otsu 1979, eq. 14, for three classes, by trying every pair of cuts.
-    """
-    count = tf.cumsum(histogram, axis=1)
-    total = tf.cumsum(histogram * (tf.range(_BINS, dtype=tf.float32) + 0.5), axis=1)
-    pale = _part_variance(total, count)[:, :, tf.newaxis]
-    dark = _part_variance(total[:, -1:] - total, count[:, -1:] - count)[:, tf.newaxis, :]
-    middle = _part_variance(
-        total[:, tf.newaxis, :] - total[:, :, tf.newaxis],
-        count[:, tf.newaxis, :] - count[:, :, tf.newaxis],
-    )
-    ordered = tf.linalg.band_part(tf.ones((_BINS, _BINS)), 0, -1)
-    pairs = tf.reshape((pale + middle + dark) * ordered, (-1, _BINS * _BINS))
-    best = tf.argmax(pairs, axis=1, output_type=tf.int32)
-    ends = tf.stack([best // _BINS, best % _BINS, tf.fill(tf.shape(best), _BINS - 1)], axis=1)
-    counts = _differences(tf.gather(count, ends, batch_dims=1))
-    totals = _differences(tf.gather(total, ends, batch_dims=1))
-    return _Classes(*tf.unstack(_BIN_WIDTH * totals / tf.maximum(counts, 1.0), axis=1))
-
-
-def _part_variance(total: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    return total * total / tf.maximum(count, 1.0)
-
-
-def _differences(ends: tf.Tensor) -> tf.Tensor:
-    return ends - tf.pad(ends[:, :-1], ((0, 0), (1, 0)))
+def _whole_nucleus(stain: tf.Tensor, stained: tf.Tensor, smear: tf.Tensor) -> tf.Tensor:
+    """Return planes of the central nucleus, with its other lobes and without other nuclei."""
+    mask = _dark_parts(stain, split_classes(count_stain(stain, smear)))
+    main = _central_part(mask)
+    # Opened, or the rim of a nucleus that reaches into the region would bring all of it.
+    return tf.maximum(main, _open(mask * _region(main, stained, reach=_LOBE_REACH), 3))
 
 
 def _between(low: tf.Tensor, high: tf.Tensor, share: float) -> tf.Tensor:
@@ -235,63 +185,64 @@ def _over(stain: tf.Tensor, cut: tf.Tensor) -> tf.Tensor:
 # Shape
 
 
-def _grow(planes: tf.Tensor, size: int) -> tf.Tensor:
-    """Return the largest value in a square of ``size`` pixels around each."""
-    columns = tf.nn.max_pool2d(planes, (size, 1), 1, "SAME")
-    return tf.nn.max_pool2d(columns, (1, size), 1, "SAME")
-
-
-def _shrink(planes: tf.Tensor, size: int) -> tf.Tensor:
-    return 1.0 - _grow(1.0 - planes, size)
-
-
 def _spread(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
     """Let the largest value fill each connected part of the planes ``within``.
 
     Works on blocks of two by two pixels, which takes an eighth of the time; a gap of one pixel,
     at some places two, connects.
     """
-    blocks = _halve(within)
+    return enlarge(_spread_blocks(halve(values * within), halve(within))) * within
 
+
+def _spread_blocks(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
     def step(values: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        further = _grow(_grow(values, 3) * blocks, 3) * blocks
+        further = grow(grow(values, 3) * within, 3) * within
         return further, tf.reduce_any(further != values)
 
-    filled, _ = tf.while_loop(
-        lambda _, moved: moved, step, (_halve(values * within), tf.constant(True))
-    )
-    return tf.repeat(tf.repeat(filled, 2, axis=1), 2, axis=2) * within
+    return tf.while_loop(lambda _, moved: moved, step, (values, tf.constant(True)))[0]
 
 
-def _halve(planes: tf.Tensor) -> tf.Tensor:
-    return tf.nn.max_pool2d(planes, 2, 2, "VALID")
-
-
-def _nucleus_cut(classes: _Classes) -> tf.Tensor:
+def _nucleus_cut(classes: Classes) -> tf.Tensor:
     return _between(classes.middle, classes.dark, _NUCLEUS_CUT)
 
 
-def _dark_parts(stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
+def _dark_parts(stain: tf.Tensor, classes: Classes) -> tf.Tensor:
     """Return planes of nuclei: of dark stain, without what is thinner than five pixels.
 
     A cell's edge bends light and looks as dark as its nucleus, but is thin.
     """
     dark = _over(stain, _nucleus_cut(classes))
-    closed = _shrink(_grow(dark, 3), 3)
-    return _grow(_shrink(closed, 5), 5)
+    return _open(shrink(grow(dark, 3), 3), 5)
+
+
+def _open(mask: tf.Tensor, size: int) -> tf.Tensor:
+    """Take away what is thinner than ``size`` pixels."""
+    return grow(shrink(mask, size), size)
 
 
 def _central_part(mask: tf.Tensor) -> tf.Tensor:
-    """Return the connected part that is largest when pixels count less the further out they lie."""
-    pixels = THUMBNAIL_SIZE * THUMBNAIL_SIZE
-    numbers = tf.reshape(tf.range(1.0, pixels + 1.0), (1, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 1))
-    numbers = tf.cast(_spread(numbers * mask, mask), tf.int32)
-    batch = tf.shape(mask)[-1]
-    weights = tf.math.unsorted_segment_sum(
-        _centrality() * mask, numbers + (pixels + 1) * tf.range(batch), (pixels + 1) * batch
+    """Return the connected part that is largest when pixels count less the further out they lie.
+
+    By the square root of its area alone: a small nucleus at the centre comes before a large one at
+    the edge.
+    """
+    blocks = halve(mask)
+    side, batch = blocks.shape[1], tf.shape(mask)[-1]
+    numbers = tf.reshape(tf.range(1.0, side * side + 1.0), (1, side, side, 1))
+    numbers = tf.cast(_spread_blocks(numbers * blocks, blocks), tf.int32)
+    count = side * side + 1
+    weights, areas = (
+        tf.math.unsorted_segment_sum(
+            4.0 * tf.nn.avg_pool2d(values, 2, 2, "VALID"),
+            numbers + count * tf.range(batch),
+            count * batch,
+        )
+        for values in (_centrality() * mask, mask)
     )
-    best = tf.argmax(tf.reshape(weights, (batch, pixels + 1)), axis=1, output_type=tf.int32)
-    return tf.cast(numbers == best, tf.float32) * mask
+    # weight / sqrt(area), squared, as a root may differ in its last bit with the batch
+    ranks = tf.reshape(weights * weights / tf.maximum(areas, 1.0), (batch, count))
+    best = tf.argmax(ranks, axis=1, output_type=tf.int32)
+    return enlarge(tf.cast(numbers == best, tf.float32)) * mask
 
 
 def _centrality() -> tf.Tensor:
@@ -299,39 +250,6 @@ def _centrality() -> tf.Tensor:
     offset = (tf.range(THUMBNAIL_SIZE, dtype=tf.float32) + 0.5) / THUMBNAIL_SIZE - 0.5
     weight = tf.exp(-((offset / _SEED_SPREAD) ** 2) / 2.0)
     return tf.round(256.0 * weight[:, tf.newaxis] * weight)[tf.newaxis, :, :, tf.newaxis]
-
-
-def _cell_around(
-    nucleus: tf.Tensor, stain: tf.Tensor, cut: tf.Tensor, *, near: tf.Tensor
-) -> tf.Tensor:
-    """Return planes of the nucleus and the stained region it lies in, as far as ``near`` allows.
-
-    What touches the region along less than seven pixels, as red cells do, is cut off.
-    """
-    stained = tf.maximum(_over(_blur(stain), cut) * near, nucleus)
-    core = _spread(nucleus, tf.maximum(_shrink(stained, 7), nucleus))
-    return _grow(core, 7) * stained
-
-
-def _with_lobes(main: tf.Tensor, mask: tf.Tensor, cell: tf.Tensor) -> tf.Tensor:
-    """Add the parts of the mask that lie in the same cell, unless they are other cells' nuclei.
-
-    Lobes lie in much cytoplasm; nuclei of cells that touch fill most of the region they share.
-    """
-    inside = mask * cell
-    share = _area(inside) / tf.maximum(_area(cell), 1.0)
-    lobes = _spread(main, tf.maximum(_grow(inside, 3), cell)) * inside
-    joined = tf.where(share < _LOBE_SHARE, lobes, main)
-    return _spread(joined, _grow(mask, 3)) * mask
-
-
-def _red_cell_level(
-    stain: tf.Tensor, cut: tf.Tensor, cell: tf.Tensor, nucleus: tf.Tensor
-) -> tf.Tensor:
-    """Return the mean stain of what lies away from the cell, 0 where that is little, ``(b,)``."""
-    near = tf.maximum(_grow(nucleus, 25), _grow(cell, 5))
-    away = _over(_blur(stain), cut) * (1.0 - near)
-    return tf.where(_area(away) > _ENOUGH_RED_CELLS, _mean(stain, away), 0.0)
 
 
 def _area(mask: tf.Tensor) -> tf.Tensor:
@@ -343,22 +261,115 @@ def _mean(planes: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return total / tf.maximum(_area(mask), 1.0)
 
 
-def _is_nucleus(
-    nucleus: tf.Tensor, stain: tf.Tensor, *, green: tf.Tensor, blue: tf.Tensor
-) -> tf.Tensor:
+def _is_nucleus(nucleus: tf.Tensor, stain: tf.Tensor, absorbance: Absorbance) -> tf.Tensor:
     """Tell nuclei from red cells, which are not purple, and from an uneven blank field."""
     contrast = _mean(stain, nucleus) - _mean(stain, tf.ones_like(stain))
-    green, blue = _mean(green, nucleus), _mean(blue, nucleus)
+    green, blue = _mean(absorbance.green, nucleus), _mean(absorbance.blue, nucleus)
     purple = green - blue > _LEAST_PURPLE * green
     large = _area(nucleus) >= _SMALLEST_NUCLEUS
-    return large & (contrast > _WEAKEST_CONTRAST) & (purple | (green > _BLACK))
+    return large & (contrast > _WEAKEST_CONTRAST) & (purple | (green > _DEEPEST_RED_CELL))
 
 
-def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: _Classes) -> tf.Tensor:
+def _soften(nucleus: tf.Tensor, stain: tf.Tensor, classes: Classes) -> tf.Tensor:
     """Return planes that cross 0.5 where the stain crosses its cut."""
     width = tf.maximum((classes.dark - classes.middle) / 2.0, 1.0)
     edge = tf.clip_by_value(0.5 + (stain - _nucleus_cut(classes)) / width, 0.0, 1.0)
-    return tf.maximum(edge * _grow(nucleus, 3), _shrink(nucleus, 3))
+    return tf.maximum(edge * grow(nucleus, 3), shrink(nucleus, 3))
+
+
+# Rays, from the middle of the nucleus outwards, in shares of its longer side
+
+
+def _cell_extent(nucleus: tf.Tensor, stained: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the cell's first row and column, and one past its last: two ``(b, 2)``."""
+    center, side = _place(nucleus)
+    steps = _reach(nucleus, stained, reach=_REACH)[:, :, tf.newaxis]
+    ends = steps * _ray_steps(_REACH)[:, 0] * side[:, :, tf.newaxis]
+    return center + tf.reduce_min(ends, axis=1), center + tf.reduce_max(ends, axis=1)
+
+
+def _region(nucleus: tf.Tensor, stained: tf.Tensor, *, reach: float) -> tf.Tensor:
+    """Return planes of 1 within the cell, in blocks of two by two pixels."""
+    center, side = _place(nucleus)
+    # Middles are whole or half pixels, so the tables hold offsets of half a pixel.
+    rays, radii, first = _offset_tables(reach)
+    block = tf.range(2, 2 * THUMBNAIL_SIZE, 4)[tf.newaxis, :, tf.newaxis] - first
+    offset = block - tf.cast(2.0 * center, tf.int32)[:, tf.newaxis]
+    index = offset[..., :1] * (1 - 2 * first) + tf.transpose(offset[..., 1:], (0, 2, 1))
+    ends = _reach(nucleus, stained, reach=reach) * side
+    within = tf.gather(ends, tf.gather(rays, index), batch_dims=1) > tf.gather(radii, index)
+    return enlarge(tf.transpose(tf.cast(within, tf.float32), (1, 2, 0))[tf.newaxis])
+
+
+def _reach(nucleus: tf.Tensor, stained: tf.Tensor, *, reach: float) -> tf.Tensor:
+    """Return how far the cell goes along each ray, ``(b, rays)``, in steps, at most to ``reach``.
+
+    A ray leaves the cell at the first gap in the stain beyond the nucleus. Where cells touch there
+    is none; but a cell is round, so what sticks out over a narrow angle is cut off, as an opening
+    does it (Serra 1982).
+    """
+    samples = _sample_rays(nucleus, 2.0 * nucleus + stained, reach=reach)
+    steps = tf.range(1, _STEPS + 1)
+    core = tf.reduce_max(tf.where(samples > 1.0, steps, 0), axis=2)
+    empty = (samples == 0.0) & (steps > core[:, :, tf.newaxis])
+    for _ in range(_GAP - 1):
+        empty &= tf.pad(empty[:, :, 1:], ((0, 0), (0, 0), (0, 1)), constant_values=True)
+    end = tf.reduce_min(tf.where(empty, steps - 1, _STEPS), axis=2)
+    end, core = tf.cast(end, tf.float32), tf.cast(core, tf.float32)
+    opened = _grow_circle(-_grow_circle(-end))
+    return tf.maximum(tf.minimum(end, _BULGE * opened), core)
+
+
+def _sample_rays(nucleus: tf.Tensor, planes: tf.Tensor, *, reach: float) -> tf.Tensor:
+    """Return the planes' values along rays from the nucleus, ``(b, rays, steps)``, 0 outside."""
+    center, side = _place(nucleus)
+    way = _ray_steps(reach) * (tf.range(_STEPS, dtype=tf.float32) + 0.5)[:, tf.newaxis]
+    place = center[:, tf.newaxis, tf.newaxis] + way * side[:, tf.newaxis, tf.newaxis]
+    inside = tf.reduce_all((place >= 0.0) & (place < float(THUMBNAIL_SIZE)), axis=3)
+    row, column = tf.unstack(tf.cast(place, tf.int32), axis=3)
+    batch = tf.shape(planes)[-1]
+    index = (row * THUMBNAIL_SIZE + column) * batch + tf.range(batch)[:, tf.newaxis, tf.newaxis]
+    samples = tf.gather(tf.reshape(planes, [-1]), tf.where(inside, index, 0))
+    return tf.where(inside, samples, 0.0)
+
+
+def _ray_steps(reach: float) -> tf.Tensor:
+    """Return a step along each ray, y and x in longer sides of the nucleus, ``(rays, 1, 2)``."""
+    angles = (np.arange(_RAYS) + 0.5) * 2.0 * np.pi / _RAYS
+    ways = np.stack([np.sin(angles), np.cos(angles)], axis=1) * reach / _STEPS
+    return tf.constant(ways[:, np.newaxis], tf.float32)
+
+
+def _offset_tables(reach: float) -> tuple[tf.Tensor, tf.Tensor, int]:
+    """Return ray and radius (in steps) of every offset, flat, and the first offset."""
+    most = 2 * THUMBNAIL_SIZE
+    y, x = np.mgrid[-most : most + 1, -most : most + 1]
+    rays = np.floor(np.arctan2(y, x) / (2.0 * np.pi) * _RAYS).astype(np.int32) % _RAYS
+    radii = np.hypot(y, x) / 2.0 * _STEPS / reach
+    return tf.constant(rays.ravel()), tf.constant(radii.ravel(), tf.float32), -most
+
+
+def _grow_circle(values: tf.Tensor) -> tf.Tensor:
+    """Return the largest of the neighbouring rays' values, ``(b, rays)``."""
+    half = _NARROWEST // 2
+    wrapped = tf.concat([values[:, -half:], values, values[:, :half]], axis=1)
+    return tf.nn.max_pool1d(wrapped[:, :, tf.newaxis], _NARROWEST, 1, "VALID")[:, :, 0]
+
+
+def _place(nucleus: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the middle ``(b, 2)`` and the longer side ``(b, 1)`` of the nucleus, in pixels."""
+    start, stop = _extent(nucleus)
+    return (start + stop) / 2.0, tf.reduce_max(stop - start, axis=1, keepdims=True)
+
+
+def _around(nucleus: tf.Tensor, share: float) -> tf.Tensor:
+    """Return planes of 1 as far from the nucleus's box as ``share`` of its longer side."""
+    start, stop = _extent(nucleus)
+    reach = share * tf.reduce_max(stop - start, axis=1, keepdims=True)
+    pixel = tf.range(THUMBNAIL_SIZE, dtype=tf.float32)[:, tf.newaxis, tf.newaxis]
+    inside = (pixel >= start - reach) & (pixel < stop + reach)
+    rows, columns = tf.unstack(tf.cast(inside, tf.float32), axis=2)
+    return (rows[:, tf.newaxis] * columns)[tf.newaxis]
 
 
 # Boxes
@@ -371,13 +382,13 @@ def _center_boxes(sizes: tf.Tensor) -> tf.Tensor:
 
 
 def _square_boxes(
-    nucleus: tf.Tensor, cell: tf.Tensor, sizes: tf.Tensor, margin: float
+    nucleus: tf.Tensor, extent: tuple[tf.Tensor, tf.Tensor], sizes: tf.Tensor, margin: float
 ) -> tf.Tensor:
     """Box the cell with the margin, square it and shift it into the picture."""
     size = tf.cast(sizes, tf.float32)
     side = _longer_side(nucleus, sizes)
     start, stop = (edge * _pixel(sizes) for edge in _extent(nucleus))
-    cell_start, cell_stop = (edge * _pixel(sizes) for edge in _extent(cell))
+    cell_start, cell_stop = (edge * _pixel(sizes) for edge in extent)
     start = tf.minimum(cell_start, start - _LEAST_CYTOPLASM * side) - margin * side
     stop = tf.maximum(cell_stop, stop + _LEAST_CYTOPLASM * side) + margin * side
     start, stop = tf.maximum(start, 0.0), tf.minimum(stop, size)
@@ -385,16 +396,6 @@ def _square_boxes(
     start = tf.clip_by_value((start + stop - side) / 2.0, 0.0, size - side)
     box = tf.concat([start / size, (start + side) / size], axis=1)
     return tf.clip_by_value(box, 0.0, 1.0)
-
-
-def _around(nucleus: tf.Tensor, sizes: tf.Tensor, share: float) -> tf.Tensor:
-    """Return planes of 1 as far from the nucleus's box as ``share`` of its longer side."""
-    reach = share * _longer_side(nucleus, sizes) / _pixel(sizes)
-    start, stop = _extent(nucleus)
-    pixel = tf.range(THUMBNAIL_SIZE, dtype=tf.float32)[:, tf.newaxis, tf.newaxis]
-    inside = (pixel >= start - reach) & (pixel < stop + reach)
-    rows, columns = tf.unstack(tf.cast(inside, tf.float32), axis=2)
-    return (rows[:, tf.newaxis] * columns)[tf.newaxis]
 
 
 def _longer_side(nucleus: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
