@@ -223,8 +223,8 @@ def _open(mask: tf.Tensor, size: int) -> tf.Tensor:
 def _central_part(mask: tf.Tensor) -> tf.Tensor:
     """Return the connected part that is largest when pixels count less the further out they lie.
 
-    By the square root of its area alone: a small nucleus at the centre comes before a large one at
-    the edge.
+    The weight is divided by the square root of the area: a small nucleus at the centre comes before
+    a large one at the edge.
     """
     blocks = halve(mask)
     side, batch = blocks.shape[1], tf.shape(mask)[-1]
