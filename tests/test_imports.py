@@ -18,13 +18,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection download catalogue folds agreement",
+    "predictions selection download catalogue folds agreement probabilities bootstrap screening "
+    "patients comparison",
     # 1: TensorFlow and Keras parts
     "images localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots",
+    "classifier fitting inference predictor gradcam plots screening_plots",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets",
+    "train evaluate explain predict prepare roi export datasets compare",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}

@@ -168,7 +168,7 @@ def test_sensitivity_counts_the_allowed_negatives_exactly(negatives):
 
 def test_bootstrap_figures_are_scikit_learns_with_the_draws_weights():
     y, p = simulate(400, ties=True)
-    scorer = metrics._Scorer(y, p, np.arange(6) < 2)
+    scorer = metrics.Scorer(y, p, np.arange(6) < 2)
     weights = metrics._sampling_plan(y, None).draw(5, np.random.default_rng(3))
     drawn = scorer.figures(weights)
     q, score = p.argmax(axis=1), p[:, :2].sum(axis=1)
@@ -202,7 +202,7 @@ def test_group_draws_take_whole_groups_and_leave_out_absent_classes():
     alone = weights[:, [i for i, group in enumerate(groups) if group == ""]]
     assert (alone != alone[:, :1]).any()
     absent = np.array([[1.0 if c != 2 else 0.0 for c in y]])
-    drawn = metrics._Scorer(y, p, None).figures(absent)
+    drawn = metrics.Scorer(y, p, None).figures(absent)
     q = p.argmax(axis=1)
     expected = sk.f1_score(y, q, labels=[0, 1], average="macro", sample_weight=absent[0])
     assert drawn["macro_f1"][0] == pytest.approx(expected)

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from wbc_keras.agreement import ExpertAgreement
     from wbc_keras.cells import Cells
     from wbc_keras.metrics import Evaluation
     from wbc_keras.selection import Selection
 
 _BATCH = 64
 _PLOTS = {"confusion_matrix.png", "per_class.png", "roc.png", "reliability.png"}
-_FILES = frozenset({"metrics.json", "per_class.csv", "predictions.csv"} | _PLOTS)
+_SCREENING = {"screening.json", "screening.png"}
+_PATIENTS = {"patients.csv", "patients.png", "differential.png"}
+_TABLES = {"metrics.json", "per_class.csv", "predictions.csv", "experts.json"}
+_FILES = frozenset(_TABLES | _PLOTS | _SCREENING | _PATIENTS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,6 +133,15 @@ def evaluate_folds(
     return Path(output), _evaluate(parts, Path(output), notes)
 
 
+def _operating_points(parts: Sequence[tuple[runs.Run, Selection]]) -> dict[str, float | None]:
+    """Return the thresholds that were chosen on validation, None where there is none.
+
+    The models of several folds have thresholds of their own, so none holds for all cells.
+    """
+    points: dict[str, float | None] = {"sensitive": None, "specific": None}
+    return points
+
+
 def _evaluate(
     parts: Sequence[tuple[runs.Run, Selection]], folder: Path, notes: Mapping[str, Any]
 ) -> Evaluation:
@@ -138,7 +151,7 @@ def _evaluate(
     answers = _pool([_ask(run, selection) for run, selection in parts])
     evaluation = answers.score()
     with runs.replacing_folder(folder) as temporary:
-        _write(temporary, answers, evaluation, notes)
+        _write(temporary, answers, evaluation, notes, _operating_points(parts))
     return evaluation
 
 
@@ -162,8 +175,9 @@ def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarra
 class _Answers:
     """What models say of n cells: all that is scored and written.
 
-    rows: text columns file, label, group. labels: ``(n,)``, indices into the k ``class_names``.
-    probabilities: ``(n, k)``. boxes: ``(n, 4)``. found: bool ``(n,)``.
+    rows: text columns file, label, group, and `REANNOTATIONS` in the shared names, if the source
+    has them. labels: ``(n,)``, indices into the k ``class_names``. probabilities: ``(n, k)``.
+    boxes: ``(n, 4)``. found: bool ``(n,)``. experts: how far the source's experts agree, if known.
     """
 
     rows: pd.DataFrame
@@ -172,20 +186,25 @@ class _Answers:
     probabilities: np.ndarray
     boxes: np.ndarray
     found: np.ndarray
+    experts: ExpertAgreement | None
 
     def score(self) -> Evaluation:
         """Return the figures."""
         from wbc_keras.labels import abnormal_classes
         from wbc_keras.metrics import evaluate_predictions
 
-        groups = self.rows["group"]
         return evaluate_predictions(
             self.labels,
             self.probabilities,
             self.class_names,
             abnormal=abnormal_classes(self.class_names),
-            groups=list(groups) if (groups != "").any() else None,
+            groups=self.groups(),
         )
+
+    def groups(self) -> list[str] | None:
+        """Return each cell's group, or None where there are none."""
+        groups = self.rows["group"]
+        return list(groups) if (groups != "").any() else None
 
 
 def _ask(run: runs.Run, selection: Selection) -> _Answers:
@@ -193,13 +212,43 @@ def _ask(run: runs.Run, selection: Selection) -> _Answers:
 
     cells, probabilities = predict_cells(run, selection)
     return _Answers(
-        selection.manifest.table[["file", "label", "group"]],
+        _rows(selection),
         selection.class_names,
         np.asarray(selection.labels()),
         selection.merge(probabilities),
         cells.boxes,
         cells.found,
+        _compare_experts(selection.source.table),
     )
+
+
+def _rows(selection: Selection) -> pd.DataFrame:
+    """Return the cells' file, label and group, and what further experts called them."""
+    from wbc_keras.manifest.table import REANNOTATIONS
+
+    rows = selection.manifest.table[["file", "label", "group"]]
+    source = selection.source.table.set_index("file")
+    shared = selection.shared.labels
+    asked = [name for name in REANNOTATIONS if name in source]
+    # An answer that the model has no class for stays an answer of its own.
+    return rows.assign(
+        **{
+            name: [shared.get(answer, answer) for answer in source.loc[rows["file"], name]]
+            for name in asked
+        }
+    )
+
+
+def _compare_experts(table: pd.DataFrame, **answers: Sequence[str]) -> ExpertAgreement | None:
+    """Compare the label, two re-annotations and further answers; None where none were made."""
+    from wbc_keras.agreement import ANNOTATIONS, compare_annotations
+    from wbc_keras.manifest.table import REANNOTATIONS
+
+    columns = ("label", *REANNOTATIONS)
+    if not set(columns) <= set(table.columns):
+        return None
+    named = {who: list(table[column]) for who, column in zip(ANNOTATIONS, columns, strict=True)}
+    return compare_annotations({**named, **answers})
 
 
 def _pool(parts: Sequence[_Answers]) -> _Answers:
@@ -218,11 +267,16 @@ def _pool(parts: Sequence[_Answers]) -> _Answers:
         rows.iloc[order].reset_index(drop=True),
         parts[0].class_names,
         **{name: values[order] for name, values in pooled.items()},
+        experts=parts[0].experts,
     )
 
 
 def _write(
-    folder: Path, answers: _Answers, evaluation: Evaluation, notes: Mapping[str, Any]
+    folder: Path,
+    answers: _Answers,
+    evaluation: Evaluation,
+    notes: Mapping[str, Any],
+    thresholds: Mapping[str, float | None],
 ) -> None:
     from wbc_keras import plots
     from wbc_keras.metrics import bin_reliability, per_class_table
@@ -245,6 +299,60 @@ def _write(
     }
     for name, axes in drawn.items():
         plots.save_figure(cast("Figure", axes.figure), folder / f"{name}.png")
+    _write_screening(folder, answers, thresholds)
+    _write_experts(folder, answers)
+
+
+def _write_screening(
+    folder: Path, answers: _Answers, thresholds: Mapping[str, float | None]
+) -> None:
+    """Write what the cells, and their patients where they are known, say of early detection."""
+    from wbc_keras import screening_plots
+    from wbc_keras.labels import abnormal_classes, blast_classes
+    from wbc_keras.patients import count_patients
+    from wbc_keras.plots import save_figure
+    from wbc_keras.screening import screen
+
+    names, groups = answers.class_names, answers.groups()
+    cells = (answers.labels, answers.probabilities, names)
+    questions = {
+        "abnormal": (abnormal_classes(names), thresholds),
+        "blast": (blast_classes(names), {}),
+    }
+    found = {
+        question: screen(*cells, classes, thresholds=points, groups=groups)
+        for question, (classes, points) in questions.items()
+        if classes
+    }
+    patients = count_patients(*cells, groups) if groups else None
+    summary: dict[str, Any] = {
+        question: found[question].to_json() if question in found else None for question in questions
+    }
+    summary["patients"] = patients.to_json() if patients else None
+    runs.write_json(folder / "screening.json", summary)
+    drawn = {}
+    if any(one.roc for one in found.values()):
+        drawn["screening"] = screening_plots.plot_screening(found)[0]
+    if patients:
+        runs.write_text(folder / "patients.csv", patients.table.to_csv(index=False))
+        drawn["differential"] = screening_plots.plot_differential(patients)
+        if patients.shares:
+            drawn["patients"] = screening_plots.plot_patients(patients)[0][0]
+    for name, axes in drawn.items():
+        save_figure(cast("Figure", axes.figure), folder / f"{name}.png")
+
+
+def _write_experts(folder: Path, answers: _Answers) -> None:
+    """Write the model beside the experts, where further experts looked at the cells."""
+    if answers.experts is None:
+        return
+    predicted = [answers.class_names[c] for c in answers.probabilities.argmax(axis=1)]
+    scored = _compare_experts(answers.rows, model=predicted)
+    figures = {
+        "scored_cells": scored.to_json() if scored else None,
+        "all_cells": answers.experts.to_json(),
+    }
+    runs.write_json(folder / "experts.json", figures)
 
 
 def _print_summary(evaluation: Evaluation) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from wbc_keras.errors import DataError
+from wbc_keras.probabilities import check_probabilities
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -139,8 +140,8 @@ def evaluate_predictions(
     Raises:
         DataError: shapes disagree, or a value is out of range.
     """
-    truth, shares = _checked(y_true, probabilities, class_names)
-    scorer = _Scorer(truth, shares, _abnormal_classes(class_names, abnormal))
+    truth, shares = check_probabilities(y_true, probabilities, class_names)
+    scorer = Scorer(truth, shares, _abnormal_classes(class_names, abnormal))
     every_cell_once = np.ones((1, len(truth)))
     figures = {name: float(value[0]) for name, value in scorer.figures(every_cell_once).items()}
     plan = _sampling_plan(truth, groups)
@@ -175,7 +176,7 @@ def bin_reliability(
     Raises:
         DataError: shapes disagree, or a value is out of range.
     """
-    truth, shares = _checked(y_true, probabilities, None)
+    truth, shares = check_probabilities(y_true, probabilities, None)
     confidence, correct = shares.max(axis=1), shares.argmax(axis=1) == truth
     where = _bin_of(confidence, bins)
     counts = np.bincount(where, minlength=bins)
@@ -223,8 +224,13 @@ class _Ranking:
         return wins, weights[:, self._positives], wins[:, -1]
 
 
-class _Scorer:
-    """Every figure of one set of cells, for any number of weightings (draws, n) at once."""
+class Scorer:
+    """Every figure of one set of cells, for any number of weightings (draws, n) at once.
+
+    Args:
+        truth: (n,), shares: (n, k), as `check_probabilities` returns them.
+        is_abnormal: (k,), or None where that is not known.
+    """
 
     def __init__(
         self, truth: Integers, shares: Array, is_abnormal: npt.NDArray[np.bool_] | None
@@ -304,7 +310,7 @@ def _sampling_plan(truth: Integers, groups: Sequence[str] | None) -> _SamplingPl
 
 
 def _intervals(
-    scorer: _Scorer, figures: Mapping[str, float], plan: _SamplingPlan, *, draws: int, seed: int
+    scorer: Scorer, figures: Mapping[str, float], plan: _SamplingPlan, *, draws: int, seed: int
 ) -> dict[str, tuple[float, float] | None]:
     if draws < 1 or plan.leaves_nothing:
         return dict.fromkeys(figures)
@@ -338,7 +344,7 @@ def _confusion_figures(confusion: Array) -> dict[str, Array]:
     total = true.sum(axis=1)
     chance = (true * predicted).sum(axis=1)
     spread = (total**2 - (true**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
-    _, recall, f1 = _class_figures(confusion)
+    _, recall, f1 = class_figures(confusion)
     return {
         "accuracy": hits / total,
         "macro_f1": _mean_where(true > 0, f1),
@@ -350,7 +356,7 @@ def _confusion_figures(confusion: Array) -> dict[str, Array]:
     }
 
 
-def _class_figures(confusion: Array) -> tuple[Array, Array, Array]:
+def class_figures(confusion: Array) -> tuple[Array, Array, Array]:
     """Return precision, recall and F1, each (draws, classes); NaN for a class without cells."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
@@ -362,10 +368,10 @@ def _class_figures(confusion: Array) -> tuple[Array, Array, Array]:
     )
 
 
-def _class_scores(class_names: Sequence[str], scorer: _Scorer) -> dict[str, ClassScores]:
+def _class_scores(class_names: Sequence[str], scorer: Scorer) -> dict[str, ClassScores]:
     every_cell_once = np.ones((1, scorer.samples))
     confusion = scorer.confusion(every_cell_once)
-    columns = [*_class_figures(confusion), scorer.class_aurocs(every_cell_once)]
+    columns = [*class_figures(confusion), scorer.class_aurocs(every_cell_once)]
     precision, recall, f1, auroc = ([_or_none(value) for value in one[0]] for one in columns)
     support = confusion[0].sum(axis=1).astype(int).tolist()
     rows = map(ClassScores, precision, recall, f1, auroc, support)
@@ -404,42 +410,3 @@ def _abnormal_classes(
             f"abnormal: expected some of {', '.join(class_names)}. Received: {', '.join(unknown)}"
         )
     return np.isin(list(class_names), list(abnormal))
-
-
-def _checked(
-    y_true: npt.ArrayLike, probabilities: npt.ArrayLike, class_names: Sequence[str] | None
-) -> tuple[Integers, Array]:
-    """Return (n,) int64 and (n, k) float64, or raise DataError."""
-    truth, shares = np.asarray(y_true), np.asarray(probabilities, dtype=np.float64)
-    if truth.ndim != 1 or shares.ndim != 2 or len(truth) != len(shares) or not shares.size:
-        raise DataError(
-            "evaluation: expected labels (n,) and probabilities (n, classes), n at least 1. "
-            f"Received: {truth.shape} and {shares.shape}"
-        )
-    if class_names is not None and len(set(class_names)) != shares.shape[1]:
-        raise DataError(
-            f"class_names: expected {shares.shape[1]} different names, one for each column of "
-            f"the probabilities. Received: {list(class_names)}"
-        )
-    if not np.issubdtype(truth.dtype, np.integer):
-        raise DataError(f"labels: expected whole numbers. Received: dtype {truth.dtype}")
-    _check_values(truth, shares)
-    return truth.astype(np.int64), shares
-
-
-def _check_values(truth: npt.NDArray[Any], shares: Array) -> None:
-    outside = np.flatnonzero((truth < 0) | (truth >= shares.shape[1]))
-    if outside.size:
-        raise DataError(
-            f"labels: expected 0 to {shares.shape[1] - 1}. "
-            f"Received: {truth[outside[0]]} at cell {outside[0]}"
-        )
-    # `not within` also refuses NaN.
-    within = np.all((shares >= 0) & (shares <= 1 + 1e-3), axis=1)
-    wrong = np.flatnonzero(~(within & (np.abs(shares.sum(axis=1) - 1) <= 1e-3)))
-    if wrong.size:
-        raise DataError(
-            "probabilities: expected rows of 0 to 1 that sum to one (not logits). "
-            f"Received: {np.array2string(shares[wrong[0]], precision=4, max_line_width=10**6)} "
-            f"at cell {wrong[0]}"
-        )
