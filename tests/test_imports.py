@@ -18,7 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection download catalogue folds agreement",
+    "predictions selection download catalogue folds agreement probabilities ranking bootstrap "
+    "calibration selective decisions",
     # 1: TensorFlow and Keras parts
     "images localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
