@@ -200,7 +200,7 @@ def test_cells_that_the_splits_do_not_name(runs, capsys):
 
 
 def test_runs_as_evaluate_leaves_them(trained_run, run_copy, evaluation, tmp_path, capsys):
-    """The real thing: a real run's own evaluation, against a copy of the run that is always sure."""
+    """A real evaluation, in two copies of the run: figures are those of metrics.json."""
     first = shutil.copytree(trained_run, tmp_path / "first")
     for run in (first, run_copy):
         shutil.copytree(evaluation, run / "evaluation" / "test", dirs_exist_ok=True)

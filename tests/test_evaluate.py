@@ -76,6 +76,7 @@ def test_probabilities_are_the_models_own(evaluation, trained_run, drawn_cells):
         images.append(cv2.remap(image, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     model = keras.models.load_model(trained_run / "model.keras", compile=False)
     logits = np.asarray(model(np.round(images).astype(np.float32)), np.float64)
+    logits /= read_decisions(trained_run).temperature
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(table[classes], expected, atol=0.01)
     np.testing.assert_allclose(table[classes].sum(axis=1), 1, atol=1e-6)

@@ -18,12 +18,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
-    "predictions selection download catalogue folds agreement probabilities bootstrap screening "
-    "patients comparison",
+    "predictions selection download catalogue folds agreement probabilities ranking bootstrap "
+    "calibration selective decisions screening patients comparison",
     # 1: TensorFlow and Keras parts
     "images localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots screening_plots",
+    "classifier fitting inference predictor gradcam plots screening_plots screening_report",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare",
 )

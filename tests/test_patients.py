@@ -90,7 +90,9 @@ def test_real_patients_are_counted_as_pandas_counts_them(aml_jhu):
     names = sorted(cells["label"].unique())
     truth = cells["label"].map({name: c for c, name in enumerate(names)}).to_numpy()
     rng = np.random.default_rng(0)
-    answers = np.where(rng.random(len(cells)) < 0.7, truth, rng.integers(len(names), size=len(cells)))
+    answers = np.where(
+        rng.random(len(cells)) < 0.7, truth, rng.integers(len(names), size=len(cells))
+    )
     got = count_patients(truth, certain(answers, names), names, list(cells["patient"]))
     cells["answer"] = np.array(names)[answers]
     platelets_and_smudges = ["giant_thrombocyte", "smudge_cell", "thrombocyte_aggregation"]

@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from wbc_keras import plots
-from wbc_keras.metrics import bin_reliability, evaluate_predictions
+from wbc_keras.calibration import bin_reliability
+from wbc_keras.metrics import evaluate_predictions
 
 NAMES = ["basophil", "eosinophil", "monocyte", "smudge cell"]
 

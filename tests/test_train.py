@@ -78,7 +78,7 @@ def refuse(tmp_path, config, capsys):
 
 def test_run_folder_holds_what_the_design_says(trained_run):
     names = {path.name for path in trained_run.iterdir()}
-    assert names == NAMES | {"model.keras", "tensorboard"}
+    assert names == NAMES | {"model.keras", "decision.json", "tensorboard"}
     classes = ["eosinophil", "lymphocyte", "monocyte", "neutrophil_segmented"]
     assert f'"{classes[0]}"' in (trained_run / "classes.json").read_text()
     splits = pd.read_csv(trained_run / "splits.csv")
@@ -105,6 +105,21 @@ def test_model_gives_logits_for_each_class(trained_run):
     model = keras.models.load_model(trained_run / "model.keras", compile=False)
     assert model.input_shape == (None, 48, 48, 3)
     assert model.output_shape == (None, 4)
+
+
+def test_decisions_are_those_of_the_validation_cells(trained_run, drawn_cells):
+    """From `predict`'s own way through the model: its calibrated logarithms are logits too."""
+    decisions = read_decisions(trained_run)
+    splits = pd.read_csv(trained_run / "splits.csv")
+    cells = splits[splits["split"] == "validation"]
+    table = predict(trained_run, [drawn_cells / file for file in cells["file"]])
+    classes = class_columns(table)
+    logits = np.log(table[classes].to_numpy(float)) * decisions.temperature
+    again = fit_decisions([classes.index(label) for label in cells["label"]], logits, classes)
+    ours, theirs = dataclasses.asdict(again), dataclasses.asdict(decisions)
+    assert ours == pytest.approx(theirs, rel=1e-3)
+    assert decisions.validation_cells == 8
+    assert decisions.temperature != 1
 
 
 # Bad input
@@ -260,6 +275,24 @@ def test_other_data_are_refused(unfinished, train_arguments, capsys):
     error = capsys.readouterr().err
     assert "splits.csv: the data has changed since the run was started" in error
     assert names_and_contents(unfinished) == before
+
+
+def test_run_killed_before_its_decisions_has_them_after_resuming(run_copy, train_arguments):
+    """As after a kill between the last epoch and the last file: a state is left, half a file too."""
+    expected = (run_copy / "decision.json").read_text()
+    before = (run_copy / "model.keras").read_bytes()
+    (run_copy / "decision.json").unlink()
+    (run_copy / ".decision.json.a1b2c3d4.json").write_text('{"temp')
+    history = pd.read_csv(run_copy / "history.csv").to_dict("records")
+    about = json.dumps({"history": history})
+    state = run_copy / "training_state.npz"
+    model = keras.models.load_model(run_copy / "model.keras", compile=False)
+    np.savez(state, about=np.array(about), **states_of(model))
+    assert main([*train_arguments, "--output", str(run_copy), "--resume"]) == 0
+    assert (run_copy / "decision.json").read_text() == expected
+    assert (run_copy / "model.keras").read_bytes() == before
+    assert not state.exists()
+    assert not list(run_copy.glob(".decision*"))
 
 
 class TrainProcess:

@@ -24,12 +24,11 @@ from wbc_keras.bootstrap import (
     interval_of,
     plan_resampling,
 )
+from wbc_keras.calibration import BIASED
 from wbc_keras.errors import DataError
 from wbc_keras.labels import abnormal_classes
-from wbc_keras.metrics import Scorer, class_figures
+from wbc_keras.metrics import SCORES, Scorer
 from wbc_keras.probabilities import Array, check_probabilities
-
-CLASS_FIGURES = ("precision", "recall", "f1", "auroc")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class ClassChange:
         support: its cells.
         gained: cells of it that only the second model has right.
         lost: cells of it that only the first has right.
-        figures: precision, recall, F1 and AUROC.
+        figures: `metrics.SCORES`: precision, recall, F1, AUROC and AUPRC.
     """
 
     support: int
@@ -211,10 +210,10 @@ def class_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """right: bool (n,). figures: by name, () or (classes,). draws: the same, (draws, ...)."""
+    """right: bool (n,). figures: as `Scorer` names them. draws: the same, each (draws,)."""
 
     right: npt.NDArray[np.bool_]
-    figures: Mapping[str, Array]
+    figures: Mapping[str, float]
     draws: Mapping[str, Array]
     degrees_of_freedom: int
 
@@ -234,21 +233,19 @@ def _measure(
     is_abnormal = None if abnormal is None else np.isin(list(class_names), abnormal)
     scorer = Scorer(truth, shares, is_abnormal)
 
-    def figures(weights: Array) -> dict[str, Array]:
-        classes = [*class_figures(scorer.confusion(weights)), scorer.class_aurocs(weights)]
-        return scorer.figures(weights) | dict(zip(CLASS_FIGURES, classes, strict=True))
-
-    own = {name: values[0] for name, values in figures(np.ones((1, len(truth)))).items()}
+    every_cell_once = np.ones((1, len(truth)))
+    own = {name: float(values[0]) for name, values in scorer.figures(every_cell_once).items()}
     freedom = resampling.degrees_of_freedom
-    drawn = draw_figures(figures, resampling, draws=draws, seed=seed) if draws and freedom else {}
-    if drawn:
-        # A draw holds cells twice, which ECE counts as miscalibration.
-        drawn["ece"] = np.maximum(drawn["ece"] - drawn["ece"].mean() + own["ece"], 0)
+    drawn: dict[str, Array] = {}
+    if draws and freedom:
+        drawn = draw_figures(scorer.figures, resampling, draws=draws, seed=seed)
+        for name in BIASED:
+            drawn[name] = np.maximum(drawn[name] - drawn[name].mean() + own[name], 0)
     return _Model(shares.argmax(axis=1) == truth, own, drawn, freedom)
 
 
 def _differences(one: _Model, other: _Model) -> dict[str, Difference]:
-    names = (name for name in one.figures if name not in CLASS_FIGURES)
+    names = (name for name in one.figures if "/" not in name)
     return {name: _difference(one, other, name) for name in names}
 
 
@@ -260,21 +257,18 @@ def _changes(
             int((truth == c).sum()),
             int((other.right & ~one.right)[truth == c].sum()),
             int((one.right & ~other.right)[truth == c].sum()),
-            {figure: _difference(one, other, figure, c) for figure in CLASS_FIGURES},
+            {figure: _difference(one, other, f"{figure}/{c}") for figure in SCORES},
         )
         for c, name in enumerate(class_names)
     }
 
 
-def _difference(one: _Model, other: _Model, name: str, c: int | None = None) -> Difference:
-    """Return the difference of a figure, or of that of the class ``c``."""
-    place = ... if c is None else c
-    first, second = (float(model.figures[name][place]) for model in (one, other))
+def _difference(one: _Model, other: _Model, name: str) -> Difference:
+    first, second = one.figures[name], other.figures[name]
     interval = None
     if one.draws:
-        drawn = [model.draws[name].T[place] for model in (one, other)]
-        freedom = one.degrees_of_freedom
-        interval = interval_of(second - first, drawn[1] - drawn[0], degrees_of_freedom=freedom)
+        drawn, freedom = other.draws[name] - one.draws[name], one.degrees_of_freedom
+        interval = interval_of(second - first, drawn, degrees_of_freedom=freedom)
     return Difference(_or_none(first), _or_none(second), _or_none(second - first), interval)
 
 

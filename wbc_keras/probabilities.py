@@ -1,4 +1,4 @@
-"""Labels and probabilities as every figure takes them: made from logits, and checked."""
+"""Labels and probabilities as every figure takes them: made of logits, checked in one place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def softmax(logits: npt.ArrayLike, *, temperature: float = 1.0) -> Array:
     """
     scaled = np.asarray(logits, np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+    shares: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return shares
 
 
 def check_probabilities(

@@ -16,8 +16,10 @@ import numpy.typing as npt
 from wbc_keras.bootstrap import DRAWS, Figures, Interval, draw_figures, interval_of, plan_resampling
 from wbc_keras.errors import DataError
 from wbc_keras.probabilities import Array, check_probabilities, divide
+from wbc_keras.ranking import Ranking
 
 Bools = npt.NDArray[np.bool_]
+Threshold = float | Array  # one for all cells, or (n,) one for each
 
 RATES = ("sensitivity", "specificity", "ppv", "npv")
 _GRID = np.linspace(0, 1, 201)
@@ -29,7 +31,8 @@ class OperatingPoint:
     """What comes of calling a cell from a threshold on; a rate without cells is None.
 
     Attributes:
-        threshold: a cell is called if its score is at least this.
+        threshold: a cell is called if its score is at least this; None if cells have different
+            ones, as those of several models have.
         true_positives, false_positives, true_negatives, false_negatives: cells.
         sensitivity: share of the cells looked for that are called.
         specificity: share of the others that are not called.
@@ -38,7 +41,7 @@ class OperatingPoint:
         intervals: (low, high) by rate.
     """
 
-    threshold: float
+    threshold: float | None
     true_positives: int
     false_positives: int
     true_negatives: int
@@ -112,7 +115,7 @@ def screen(
     class_names: Sequence[str],
     classes: Sequence[str],
     *,
-    thresholds: Mapping[str, float | None] | None = None,
+    thresholds: Mapping[str, Threshold | None] | None = None,
     groups: Sequence[str] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -127,7 +130,7 @@ def screen(
         probabilities: (n, k), rows that sum to one.
         class_names: k different names.
         classes: those of them that are looked for.
-        thresholds: by name; chosen on other cells than these.
+        thresholds: by name, one for all cells or (n,) one for each; chosen on other cells.
         groups: n group names (patients), drawn whole; a cell with "" is a group of its own.
         draws: number of bootstrap draws; 0 for no intervals.
         seed: of the draws.
@@ -139,7 +142,7 @@ def screen(
     looked_for = _looked_for(class_names, classes)
     positive, scores = looked_for[truth], shares[:, looked_for].sum(axis=1)
     given = {name: value for name, value in (thresholds or {}).items() if value is not None}
-    sorted_cells = _SortedCells(positive, scores)
+    ranking, curves = Ranking(positive, scores), _Curves(positive, scores)
     tables = {name: _outcomes(positive, scores >= value) for name, value in given.items()}
 
     def figures(weights: Array) -> dict[str, Array]:
@@ -148,7 +151,7 @@ def screen(
             for name, table in tables.items()
             for rate, values in _rates(weights @ table).items()
         }
-        return sorted_cells.figures(weights) | rates
+        return _areas(ranking, weights) | curves.on_grid(weights) | rates
 
     own = {name: values[0] for name, values in figures(np.ones((1, len(truth)))).items()}
     intervals = _intervals(figures, own, truth, groups, draws=draws, seed=seed)
@@ -164,8 +167,8 @@ def screen(
         average_precision=_or_none(own["average_precision"]),
         intervals={name: intervals[name][0] for name in ("auroc", "average_precision")},
         points={name: points.get(name) for name in thresholds or {}},
-        roc=sorted_cells.curve("roc", intervals["roc"]),
-        precision_recall=sorted_cells.curve("precision_recall", intervals["precision_recall"]),
+        roc=curves.curve("roc", intervals["roc"]),
+        precision_recall=curves.curve("precision_recall", intervals["precision_recall"]),
     )
 
 
@@ -195,8 +198,15 @@ def _intervals(
     }
 
 
-class _SortedCells:
-    """Cells by falling score, ties together: curves and areas for any weights of the cells."""
+def _areas(ranking: Ranking, weights: Array) -> dict[str, Array]:
+    weighed = ranking.weigh(weights)
+    # Where there is but one kind of cell, nothing is told apart.
+    precision = np.where(weighed.negatives > 0, weighed.auprc(), np.nan)
+    return {"auroc": weighed.auroc(), "average_precision": precision}
+
+
+class _Curves:
+    """Cells by falling score, ties together: curves for any weights of the cells."""
 
     def __init__(self, positive: Bools, scores: Array) -> None:
         self._order = np.argsort(-scores, kind="stable")
@@ -205,19 +215,10 @@ class _SortedCells:
         self._ends = np.flatnonzero(np.append(np.diff(scores[self._order]) != 0, True))
         self._has_both = 0 < positive.sum() < len(positive)
 
-    def figures(self, weights: Array) -> dict[str, Array]:
-        """Return areas (draws,) and curves on the grid (draws, grid); NaN if a side is empty."""
+    def on_grid(self, weights: Array) -> dict[str, Array]:
+        """Return the curves on the grid, each (draws, grid); NaN if a side is empty."""
         true, false = self._called(weights)
-        rises = np.diff(true, axis=1, prepend=0), np.diff(false, axis=1, prepend=0)
-        positives, negatives = true[:, -1], false[:, -1]
-        precision = np.nan_to_num(divide(true, true + false))
-        steps = np.where(negatives > 0, (rises[0] * precision).sum(axis=1), np.nan)
         return {
-            # Trapezoids, so that ties count half (Fawcett 2006, algorithm 3).
-            "auroc": divide(
-                (rises[1] * (2 * true - rises[0])).sum(axis=1) / 2, positives * negatives
-            ),
-            "average_precision": divide(steps, positives),
             "roc": _on_grid(_roc_at, true, false),
             "precision_recall": _on_grid(_precision_at, true, false),
         }
@@ -289,7 +290,7 @@ def _of_point(intervals: Mapping[str, Sequence[Interval]], point: str) -> dict[s
 
 
 def _point(
-    threshold: float,
+    threshold: Threshold,
     table: Array,
     intervals: Mapping[str, Interval],
     groups: Sequence[str] | None,
@@ -304,8 +305,10 @@ def _point(
             bounds[name] = _exact(rate, units)
     tp, fp, tn, fn = counts.astype(int).tolist()
     sensitivity, specificity, ppv, npv = (rates[name] for name in RATES)
+    different = np.unique(threshold)
+    common = float(different[0]) if len(different) == 1 else None
     return OperatingPoint(
-        threshold, tp, fp, tn, fn, sensitivity, specificity, ppv, npv, intervals=bounds
+        common, tp, fp, tn, fn, sensitivity, specificity, ppv, npv, intervals=bounds
     )
 
 

@@ -18,8 +18,8 @@ from wbc_keras.screening import Curve, Screening
 _COLORS = sns.color_palette("colorblind")
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-_SHORT = ("auroc", "ece", "f1", "mcc")
-_LOSSES = ("ece", "brier")  # less is better
+_SHORT = ("auprc", "auroc", "ece", "f1", "mcc", "nll")
+_LOSSES = ("adaptive_ece", "brier", "ece", "nll")  # less is better
 _TITLES = {"abnormal": "abnormal cells", "blast": "blasts"}
 
 
@@ -170,7 +170,7 @@ def _mark_points(ax: tuple[Axes, Axes], one: Screening) -> None:
         }
         if point.sensitivity is None or point.specificity is None:
             continue
-        label = f"{name} (from {point.threshold:.3f})"
+        label = name if point.threshold is None else f"{name} (from {point.threshold:.3f})"
         ax[0].plot(1 - point.specificity, point.sensitivity, label=label, **style)
         if point.ppv is not None:
             ax[1].plot(point.sensitivity, point.ppv, label=label, **style)
