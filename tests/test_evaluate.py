@@ -17,6 +17,7 @@ import pytest
 from sklearn import metrics
 
 from wbc_keras.config import dump_config, load_config
+from wbc_keras.decisions import read_decisions
 from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
 from wbc_keras.explain import strongest_classes

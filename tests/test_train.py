@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -15,6 +16,9 @@ import pandas as pd
 import pytest
 
 from wbc_keras.config import load_config
+from wbc_keras.decisions import fit_decisions, read_decisions
+from wbc_keras.predict import predict
+from wbc_keras.predictions import class_columns
 from wbc_keras.train import main, plan_data
 
 NAMES = {"config.yaml", "environment.json", "classes.json", "splits.csv", "history.csv"}
@@ -277,24 +281,6 @@ def test_other_data_are_refused(unfinished, train_arguments, capsys):
     assert names_and_contents(unfinished) == before
 
 
-def test_run_killed_before_its_decisions_has_them_after_resuming(run_copy, train_arguments):
-    """As after a kill between the last epoch and the last file: a state is left, half a file too."""
-    expected = (run_copy / "decision.json").read_text()
-    before = (run_copy / "model.keras").read_bytes()
-    (run_copy / "decision.json").unlink()
-    (run_copy / ".decision.json.a1b2c3d4.json").write_text('{"temp')
-    history = pd.read_csv(run_copy / "history.csv").to_dict("records")
-    about = json.dumps({"history": history})
-    state = run_copy / "training_state.npz"
-    model = keras.models.load_model(run_copy / "model.keras", compile=False)
-    np.savez(state, about=np.array(about), **states_of(model))
-    assert main([*train_arguments, "--output", str(run_copy), "--resume"]) == 0
-    assert (run_copy / "decision.json").read_text() == expected
-    assert (run_copy / "model.keras").read_bytes() == before
-    assert not state.exists()
-    assert not list(run_copy.glob(".decision*"))
-
-
 class TrainProcess:
     """A real ``python -m wbc_keras.train``."""
 
@@ -328,10 +314,10 @@ class TrainProcess:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_run_killed_three_times_ends_bit_identical(
+def test_run_killed_four_times_ends_bit_identical(
     trained_run, train_arguments, tmp_path, root, monkeypatch
 ):
-    """While the first model is written, while a state is, and in an epoch of fine-tuning."""
+    """While a model is written, while a state is, in an epoch, and before the decisions."""
     monkeypatch.chdir(root)
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     state = folder / "training_state.npz"
@@ -353,6 +339,11 @@ def test_run_killed_three_times_ends_bit_identical(
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
     with run() as process:
+        process.kill_when(lambda: len(pd.read_csv(folder / "history.csv")) == 3)
+    assert state.exists()
+    assert not (folder / "decision.json").exists()
+
+    with run() as process:
         assert process.process.wait() == 0, log.read_text()
     assert {path.name for path in folder.iterdir()} == {path.name for path in trained_run.iterdir()}
     histories = (pd.read_csv(path / "history.csv") for path in (folder, trained_run))
@@ -363,6 +354,8 @@ def test_run_killed_three_times_ends_bit_identical(
     )
     for a, b in zip(*(model.weights for model in models), strict=True):
         np.testing.assert_array_equal(a, b)
+    ours, theirs = (dataclasses.asdict(read_decisions(path)) for path in (folder, trained_run))
+    assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_leftovers_of_a_kill_before_the_first_file_do_not_stop_the_run(
