@@ -242,6 +242,118 @@ def test_several_runs_need_an_output_and_are_scored_on_their_test_cells(
     assert not (tmp_path / "figures").exists()
 
 
+# Early detection and experts: patients, abnormal cells, re-annotations.
+
+CODES = ("EOS", "LYT", "MYO", "NGS")  # the drawn classes under Munich codes, one of them a blast
+
+
+@pytest.fixture(scope="module")
+def munich_run(trained_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("munich") / "run"
+    shutil.copytree(trained_run, folder)
+    (folder / "classes.json").write_text(json.dumps({"classes": CODES}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clinic(drawn_cells, tmp_path_factory):
+    """Forty cells of five patients, half of them looked at by two further experts."""
+    data = tmp_path_factory.mktemp("clinic") / "data"
+    sources = zip(CODES, sorted(path.name for path in drawn_cells.iterdir()), strict=True)
+    other_cells(drawn_cells, data, {code: (source, 10) for code, source in sources})
+    rows = [(code, number) for code in CODES for number in range(10)]
+    table = pd.DataFrame(
+        {
+            "file": [f"{code}/other_{number}.png" for code, number in rows],
+            "label": [code for code, _ in rows],
+            "patient": [f"patient {(3 * row) % 5}" for row in range(40)],
+            "reannotation_1": [code if number < 5 else "nan" for code, number in rows],
+            "reannotation_2": [("UNC", code, "MYO", code, code, "")[min(n, 5)] for code, n in rows],
+        }
+    )
+    table.to_csv(data / "manifest.csv", index=False)
+    return data
+
+
+@pytest.fixture(scope="module")
+def clinic_evaluation(munich_run, clinic):
+    assert main(["--run", str(munich_run), "--data", str(clinic)]) == 0
+    return munich_run / "evaluation" / "data"
+
+
+def test_screening_is_of_the_predictions_at_the_runs_own_thresholds(clinic_evaluation, munich_run):
+    decisions = json.loads((munich_run / "decision.json").read_text())
+    # The drawn classes are all normal, so none were chosen.
+    assert decisions["sensitive_threshold"] is None
+    table = read_predictions(clinic_evaluation / "predictions.csv")
+    screening = json.loads((clinic_evaluation / "screening.json").read_text())
+    positive = table["label"] == "MYO"
+    for question in ("abnormal", "blast"):
+        figures = screening[question]
+        assert (figures["classes"], figures["positives"]) == (["MYO"], 10)
+        assert figures["auroc"] == pytest.approx(metrics.roc_auc_score(positive, table["MYO"]))
+    assert screening["abnormal"]["operating_points"] == {"sensitive": None, "specific": None}
+
+
+def test_operating_points_are_read_from_the_decisions(munich_run, clinic, tmp_path):
+    run = shutil.copytree(munich_run, tmp_path / "run")
+    decisions = json.loads((run / "decision.json").read_text())
+    decisions |= {"sensitive_threshold": 0.125, "specific_threshold": 0.375}
+    (run / "decision.json").write_text(json.dumps(decisions))
+    assert main(["--run", str(run), "--data", str(clinic)]) == 0
+    table = read_predictions(run / "evaluation" / "data" / "predictions.csv")
+    screening = json.loads((run / "evaluation" / "data" / "screening.json").read_text())
+    for name, threshold in (("sensitive", 0.125), ("specific", 0.375)):
+        point = screening["abnormal"]["operating_points"][name]
+        assert point["threshold"] == threshold
+        called = table["MYO"] >= threshold
+        assert point["true_positives"] == (called & (table["label"] == "MYO")).sum()
+        assert point["false_positives"] == (called & (table["label"] != "MYO")).sum()
+
+
+def test_patients_are_counted(clinic_evaluation, clinic):
+    table = read_predictions(clinic_evaluation / "predictions.csv")
+    table["patient"] = pd.read_csv(clinic / "manifest.csv").set_index("file").loc[
+        table["file"], "patient"
+    ].to_numpy()  # fmt: skip
+    patients = pd.read_csv(clinic_evaluation / "patients.csv").set_index("patient")
+    for kind, column in (("true", "label"), ("predicted", "predicted")):
+        share = table.groupby("patient")[column].agg(lambda answers: (answers == "MYO").mean())
+        np.testing.assert_allclose(patients[f"blast_share_{kind}"], share)
+    screening = json.loads((clinic_evaluation / "screening.json").read_text())
+    assert screening["patients"]["patients"] == 5
+    for name in ("screening", "patients", "differential"):
+        assert cv2.imread(str(clinic_evaluation / f"{name}.png")) is not None
+
+
+def test_model_stands_beside_the_experts(clinic_evaluation, clinic):
+    experts = json.loads((clinic_evaluation / "experts.json").read_text())
+    rows = pd.read_csv(clinic / "manifest.csv").dropna().set_index("file")
+    assert len(rows) == experts["all_cells"]["cells"] == 20
+    predictions = read_predictions(clinic_evaluation / "predictions.csv").set_index("file")
+    answers = {
+        "label": rows["label"],
+        "re-annotation 1": rows["reannotation_1"],
+        "re-annotation 2": rows["reannotation_2"],
+        "model": predictions.loc[rows.index, "predicted"],
+    }
+    scored = experts["scored_cells"]
+    assert (scored["cells"], scored["of"], len(scored["pairs"])) == (20, 40, 6)
+    for pair in scored["pairs"]:
+        first, second = answers[pair["first"]], answers[pair["second"]]
+        assert pair["agreement"] == pytest.approx((first == second).mean())
+        assert pair["kappa"] == pytest.approx(metrics.cohen_kappa_score(first, second))
+    assert experts["all_cells"]["pairs"] == scored["pairs"][:2] + scored["pairs"][3:4]
+    assert {pair["second"] for pair in scored["groupings"]["blast"]} >= {"model"}
+
+
+def test_cells_without_patients_experts_or_abnormal_classes_have_none(evaluation):
+    files = {path.name for path in evaluation.iterdir()}
+    assert not files & {"patients.csv", "patients.png", "experts.json", "screening.png"}
+    screening = json.loads((evaluation / "screening.json").read_text())
+    assert screening == {"abnormal": None, "blast": None, "patients": None}
+
+
 def test_earlier_evaluation_is_replaced_whole_and_other_files_are_kept(
     trained_run, tmp_path, capsys
 ):

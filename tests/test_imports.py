@@ -19,7 +19,7 @@ LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits synthetic metrics balance runs "
     "predictions selection download catalogue folds agreement probabilities ranking bootstrap "
-    "calibration selective decisions screening patients comparison",
+    "calibration selective decisions proportions screening patients comparison",
     # 1: TensorFlow and Keras parts
     "images localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly

@@ -99,13 +99,18 @@ def test_intervals_and_bands_hold_the_figures():
     assert again.to_json() == got.to_json()
 
 
-def test_sensitivity_interval_is_near_the_binomial_one():
-    """Independent cells: the bootstrap has to find what Wilson's formula says."""
+def test_a_rate_of_cells_has_wilsons_interval_and_the_bootstrap_agrees():
+    """With each cell a patient of its own, the draws have to find what the formula says."""
     y, p = simulate((400, 900, 300, 100))
-    point = screen(y, p, NAMES, ABNORMAL, thresholds={"x": 0.4}).points["x"]
-    cells = point.true_positives + point.false_negatives
-    wilson = stats.binomtest(point.true_positives, cells).proportion_ci(method="wilson")
-    assert point.intervals["sensitivity"] == pytest.approx((wilson.low, wilson.high), abs=0.006)
+    cells = [str(cell) for cell in range(len(y))]
+    ours, drawn = (
+        screen(y, p, NAMES, ABNORMAL, thresholds={"x": 0.4}, groups=groups).points["x"]
+        for groups in (None, cells)
+    )
+    positives = ours.true_positives + ours.false_negatives
+    wilson = stats.binomtest(ours.true_positives, positives).proportion_ci(method="wilson")
+    assert ours.intervals["sensitivity"] == pytest.approx((wilson.low, wilson.high), abs=1e-12)
+    assert drawn.intervals["sensitivity"] == pytest.approx((wilson.low, wilson.high), abs=0.008)
 
 
 def test_patients_are_drawn_whole():
@@ -135,16 +140,24 @@ def test_all_right_and_all_wrong(right):
     assert got.auroc == point.sensitivity == point.specificity == value
     assert got.intervals["auroc"] == (value, value)
     for name, cells in (("sensitivity", 30), ("specificity", 50)):
-        exact = stats.binomtest(int(right) * cells, cells).proportion_ci(method="exact")
-        assert point.intervals[name] == pytest.approx((exact.low, exact.high), abs=1e-12)
+        wilson = stats.binomtest(int(right) * cells, cells).proportion_ci(method="wilson")
+        assert point.intervals[name] == pytest.approx((wilson.low, wilson.high), abs=1e-12)
 
 
 def test_at_all_right_the_units_are_patients():
     y = np.repeat([0, 1], [30, 50])
     patients = [f"{cell % 10}" for cell in range(80)]
     point = screen(y, certain(y), NAMES, ABNORMAL, thresholds={"x": 0.5}, groups=patients)
-    exact = stats.binomtest(10, 10).proportion_ci(method="exact")
-    assert point.points["x"].intervals["sensitivity"] == pytest.approx((exact.low, 1.0), abs=1e-12)
+    wilson = stats.binomtest(10, 10).proportion_ci(method="wilson")
+    assert point.points["x"].intervals["sensitivity"] == pytest.approx((wilson.low, 1.0), abs=1e-12)
+
+
+def test_models_of_several_folds_have_thresholds_of_their_own():
+    y = np.array([0, 0, 1, 1])
+    p = certain(y) * 0.2 + 0.2
+    thresholds = np.array([0.4, 0.5, 0.1, 0.3])
+    point = screen(y, p, NAMES, ("blast",), thresholds={"x": thresholds}, draws=0).points["x"]
+    assert (point.sensitivity, point.specificity, point.threshold) == (0.5, 0.5, None)
 
 
 def test_one_single_patient_leaves_nothing_to_draw():

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
+from wbc_keras.bootstrap import Interval
 from wbc_keras.errors import DataError
 from wbc_keras.labels import MUNICH as VOCABULARY
 from wbc_keras.labels import MUNICH_GROUPINGS
 from wbc_keras.manifest.munich import read_annotations
 from wbc_keras.manifest.table import MUNICH
+from wbc_keras.proportions import wilson
 
 UNCLASSED = "UNC"
 ANNOTATIONS = ("label", "re-annotation 1", "re-annotation 2")
@@ -62,7 +63,7 @@ class PairAgreement:
     first: str
     second: str
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
     kappa: float | None
     per_class: Mapping[str, ClassAgreement]
 
@@ -165,10 +166,8 @@ def compare(
         )
         for i, answer in enumerate(answers)
     }
-    test = stats.binomtest(int(both.sum()), int(table.sum()))
-    bounds = test.proportion_ci(method="wilson")
-    interval = float(bounds.low), float(bounds.high)
-    return PairAgreement(*names, float(test.statistic), interval, _kappa(table), per_class)
+    same, cells = int(both.sum()), int(table.sum())
+    return PairAgreement(*names, same / cells, wilson(same, cells), _kappa(table), per_class)
 
 
 def format_agreement(agreement: ExpertAgreement) -> str:
@@ -202,7 +201,7 @@ def _pair_json(pair: PairAgreement) -> dict[str, Any]:
         "second": pair.second,
         "agreement": pair.accuracy,
         "kappa": pair.kappa,
-        "confidence_interval_95": {"agreement": list(pair.interval)},
+        "confidence_interval_95": {"agreement": figures["interval"]},
         "per_class": figures["per_class"],
     }
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from wbc_keras.bootstrap import DRAWS, Interval, bootstrap_intervals, plan_resampling
 from wbc_keras.errors import DataError
 from wbc_keras.labels import abnormal_classes, blast_classes, counted_classes
 from wbc_keras.probabilities import Array, check_probabilities, divide
+from wbc_keras.proportions import wilson
 
 BLAST_SHARE = 0.20  # acute leukaemia from here on, with few exceptions (WHO 2022, 5th edition)
 
@@ -53,7 +53,7 @@ class Detection:
         found, missed, false_alarms, cleared: the patients' names: over the threshold and told so,
             over and not told so, under and told over, under and told so.
         sensitivity, specificity: shares of patients; None if there are none.
-        intervals: 95 % Wilson intervals of the two, as SciPy has them.
+        intervals: 95 % Wilson intervals of the two.
     """
 
     threshold: float
@@ -226,25 +226,24 @@ def _detect(
     over, told = true >= threshold, predicted >= threshold
     kinds = (over & told, over & ~told, ~over & told, ~over & ~told)
     found, missed, false_alarms, cleared = (tuple(patients[had & kind].tolist()) for kind in kinds)
-    sensitivity = _proportion(len(found), len(found) + len(missed))
-    specificity = _proportion(len(cleared), len(cleared) + len(false_alarms))
+    sick, well = len(found) + len(missed), len(cleared) + len(false_alarms)
     return Detection(
         threshold,
         found,
         missed,
         false_alarms,
         cleared,
-        sensitivity[0],
-        specificity[0],
-        {"sensitivity": sensitivity[1], "specificity": specificity[1]},
+        sensitivity=_share(len(found), sick),
+        specificity=_share(len(cleared), well),
+        intervals={
+            "sensitivity": wilson(len(found), sick),
+            "specificity": wilson(len(cleared), well),
+        },
     )
 
 
-def _proportion(count: int, total: int) -> tuple[float | None, Interval]:
-    if not total:
-        return None, None
-    bounds = stats.binomtest(count, total).proportion_ci(method="wilson")
-    return count / total, (float(bounds.low), float(bounds.high))
+def _share(count: int, total: int) -> float | None:
+    return count / total if total else None
 
 
 def _with_lists(result: ShareAgreement | Detection) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Early detection: cells of some classes (abnormal ones, blasts) against all others.
 
-The score of a cell is the sum of the probabilities of the classes looked for. Intervals are 95 %
-bootstrap intervals, by patient where patients are known.
+The score of a cell is the sum of the probabilities of the classes looked for.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from wbc_keras.bootstrap import DRAWS, Figures, Interval, draw_figures, interval_of, plan_resampling
 from wbc_keras.errors import DataError
 from wbc_keras.probabilities import Array, check_probabilities, divide
+from wbc_keras.proportions import wilson
 from wbc_keras.ranking import Ranking
 
 Bools = npt.NDArray[np.bool_]
@@ -122,8 +122,9 @@ def screen(
 ) -> Screening:
     """Tell cells of some classes from all others.
 
-    A rate of exactly 0 or 1 does not vary between draws; its interval is the exact binomial one
-    (Clopper and Pearson 1934) over the units that are drawn: patients, or cells.
+    Areas and curves have bootstrap intervals, and so have the rates of operating points by patient.
+    By cell a rate is a plain share, with Wilson's interval; so it is over the patients where it is
+    exactly 0 or 1, as no draw differs then.
 
     Args:
         y_true: integers (n,), the index of each cell's class.
@@ -140,6 +141,7 @@ def screen(
     """
     truth, shares = check_probabilities(y_true, probabilities, class_names)
     looked_for = _looked_for(class_names, classes)
+    groups = groups if groups is not None and any(groups) else None
     positive, scores = looked_for[truth], shares[:, looked_for].sum(axis=1)
     given = {name: value for name, value in (thresholds or {}).items() if value is not None}
     ranking, curves = Ranking(positive, scores), _Curves(positive, scores)
@@ -295,15 +297,15 @@ def _point(
     intervals: Mapping[str, Interval],
     groups: Sequence[str] | None,
 ) -> OperatingPoint:
-    counts = table.sum(axis=0)
-    rates = {name: _or_none(values[0]) for name, values in _rates(counts[np.newaxis]).items()}
+    tp, fp, tn, fn = table.sum(axis=0).astype(int).tolist()
+    values = _rates(np.array([[tp, fp, tn, fn]], np.float64))
+    rates = {name: _or_none(one[0]) for name, one in values.items()}
     cells_of = {"sensitivity": [0, 3], "specificity": [2, 1], "ppv": [0, 1], "npv": [2, 3]}
     bounds = dict(intervals)
     for name, rate in rates.items():
-        if rate in (0, 1):
-            units = _count_units(table[:, cells_of[name]].sum(axis=1) > 0, groups)
-            bounds[name] = _exact(rate, units)
-    tp, fp, tn, fn = counts.astype(int).tolist()
+        units = _count_units(table[:, cells_of[name]].sum(axis=1) > 0, groups)
+        if groups is None or rate in (0, 1):
+            bounds[name] = wilson(round((rate or 0) * units), units)
     sensitivity, specificity, ppv, npv = (rates[name] for name in RATES)
     different = np.unique(threshold)
     common = float(different[0]) if len(different) == 1 else None
@@ -313,15 +315,9 @@ def _point(
 
 
 def _count_units(chosen: Bools, groups: Sequence[str] | None) -> int:
-    if groups is None or not any(groups):
+    if groups is None:
         return int(chosen.sum())
     return len({groups[cell] or cell for cell in np.flatnonzero(chosen).tolist()})
-
-
-def _exact(rate: float | None, units: int) -> Interval:
-    """Return the Clopper-Pearson interval of none or all of ``units``."""
-    bound = float(0.025 ** (1 / units))
-    return (bound, 1.0) if rate == 1 else (0.0, 1 - bound)
 
 
 def _looked_for(class_names: Sequence[str], classes: Sequence[str]) -> Bools:
