@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from sklearn import metrics
 
 from wbc_keras.config import dump_config, load_config
-from wbc_keras.decisions import read_decisions
+from wbc_keras.decisions import read_decisions, write_decisions
 from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
 from wbc_keras.explain import strongest_classes
@@ -29,10 +30,12 @@ from wbc_keras.selection import select_cells
 from wbc_keras.splits import make_splits, write_splits
 
 FILES = {"metrics.json", "per_class.csv", "predictions.csv", "confusion_matrix.png"}
+FILE = "predictions.csv"
+FILES |= {"confusion_pairs.csv", "calibration.json", "selective.json", "risk_coverage.png"}
 
 
-def figures_in(folder):
-    return json.loads((folder / "metrics.json").read_text())
+def figures_in(folder, name="metrics"):
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def other_cells(drawn_cells, folder, counts):
@@ -96,6 +99,57 @@ def test_figures_agree_with_scikit_learn(evaluation):
     )
     assert figures["macro_auroc"] == pytest.approx(auroc, abs=1e-6)
     assert figures["left_out"] == {}
+
+
+def test_calibration_tells_before_and_after(evaluation, trained_run):
+    """The logarithm of a calibrated probability, times the temperature, is the logit again."""
+    told, figures = figures_in(evaluation, "calibration"), figures_in(evaluation)
+    temperature = read_decisions(trained_run).temperature
+    assert told["temperatures"] == [temperature]
+    assert temperature != pytest.approx(1, abs=1e-3)
+    for name in ("ece", "adaptive_ece", "brier", "nll"):
+        assert told["after"][name] == figures[name]
+    table = read_predictions(evaluation / "predictions.csv")
+    classes = figures["classes"]
+    calibrated = table[classes].to_numpy(float)
+    before = calibrated**temperature
+    before /= before.sum(axis=1, keepdims=True)
+    for key, shares in (("before", before), ("after", calibrated)):
+        loss = metrics.log_loss(table["label"], shares, labels=classes)
+        assert told[key]["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_accepted_answers_are_those_over_the_threshold(evaluation, trained_run):
+    told, table = figures_in(evaluation, "selective"), read_predictions(evaluation / FILE)
+    threshold = read_decisions(trained_run).accept_threshold
+    assert told["thresholds"] == [threshold]
+    accepted = table["accepted"]
+    assert accepted.tolist() == (table["confidence"] >= threshold).tolist()
+    assert told["coverage"] == pytest.approx(accepted.mean())
+    right = (table["predicted"] == table["label"])[accepted]
+    assert told["accuracy"] == (pytest.approx(right.mean()) if accepted.any() else None)
+
+
+def test_run_without_decisions_is_scored_as_it_was_trained(run_copy, evaluation, caplog):
+    """A run of before there were any: no temperature, nothing accepted or refused."""
+    (run_copy / "decision.json").unlink()
+    assert main(["--run", str(run_copy)]) == 0
+    folder = run_copy / "evaluation" / "test"
+    assert "has no decision.json" in caplog.text
+    told = figures_in(folder, "calibration")
+    assert told["temperatures"] == [None]
+    assert told["before"] == told["after"]
+    assert told["before"]["nll"] == figures_in(evaluation, "calibration")["before"]["nll"]
+    table, calibrated = (read_predictions(path / FILE) for path in (folder, evaluation))
+    assert "accepted" not in table
+    assert table["predicted"].equals(calibrated["predicted"])
+    selective = figures_in(folder, "selective")
+    assert (selective["thresholds"], selective["coverage"]) == ([None], None)
+
+
+def test_damaged_decisions_are_named(run_copy, capsys):
+    (run_copy / "decision.json").write_text("{")
+    refused(capsys, "evaluate", ["--run", str(run_copy)], "decision.json", "is damaged")
 
 
 def test_acceptance_script_agrees(evaluation, merged_evaluation, pooled_evaluation, root):
@@ -200,6 +254,9 @@ def fold_runs(trained_run, drawn_cells, tmp_path_factory):
         bias = model.weights[-1]
         bias.assign(bias + np.eye(4, dtype=np.float32)[fold])
         model.save(folder / "model.keras")
+        decisions = read_decisions(folder)
+        changes = {"temperature": decisions.temperature * fold, "accept_threshold": 0.3 * fold}
+        write_decisions(folder, dataclasses.replace(decisions, **changes))
         folders.append(str(folder))
     return folders
 
@@ -223,6 +280,13 @@ def test_folds_are_pooled(pooled_evaluation, fold_runs, drawn_cells, tmp_path):
     own = predict(fold_runs[1], [drawn_cells / file for file in tested])
     ours = pooled.set_index("file").loc[tested, classes]
     np.testing.assert_allclose(ours, own[classes], atol=1e-5)
+    assert (own["accepted"] == (own["confidence"] >= 0.6)).all()
+    assert pooled.set_index("file").loc[tested, "accepted"].tolist() == own["accepted"].tolist()
+    told = figures_in(pooled_evaluation, "selective")
+    assert told["thresholds"] == [0.6, 0.3]
+    assert told["coverage"] == pytest.approx(pooled["accepted"].mean())
+    temperatures = figures_in(pooled_evaluation, "calibration")["temperatures"]
+    assert temperatures[0] == pytest.approx(2 * temperatures[1])
     # The other half has the other fold's weights.
     theirs = pooled.set_index("file").drop(tested)
     assert ours["monocyte"].mean() > theirs["monocyte"].mean() + 0.01

@@ -128,7 +128,6 @@ def bootstrap_intervals(
         biased: figures that any draw raises, because it holds cells twice; their draws are first
             moved by the mean excess over the figure. They are never below 0.
     """
-    # Blocks of draws are large; this is one row.
     values = figures(np.ones((1, len(resampling.unit_of_cell))))
     freedom = resampling.degrees_of_freedom
     if draws < 1 or not freedom:
