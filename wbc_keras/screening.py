@@ -133,7 +133,7 @@ def screen(
         classes: those of them that are looked for.
         thresholds: by name, one for all cells or (n,) one for each; chosen on other cells.
         groups: n group names (patients), drawn whole; a cell with "" is a group of its own.
-        draws: number of bootstrap draws; 0 for no intervals.
+        draws: number of bootstrap draws; 0 for no intervals by bootstrap.
         seed: of the draws.
 
     Raises:
