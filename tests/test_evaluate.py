@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from sklearn import metrics
 
 from wbc_keras.config import dump_config, load_config
+from wbc_keras.decisions import read_decisions, write_decisions
 from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
 from wbc_keras.explain import strongest_classes
@@ -28,10 +30,12 @@ from wbc_keras.selection import select_cells
 from wbc_keras.splits import make_splits, write_splits
 
 FILES = {"metrics.json", "per_class.csv", "predictions.csv", "confusion_matrix.png"}
+FILE = "predictions.csv"
+FILES |= {"confusion_pairs.csv", "calibration.json", "selective.json", "risk_coverage.png"}
 
 
-def figures_in(folder):
-    return json.loads((folder / "metrics.json").read_text())
+def figures_in(folder, name="metrics"):
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def other_cells(drawn_cells, folder, counts):
@@ -76,6 +80,7 @@ def test_probabilities_are_the_models_own(evaluation, trained_run, drawn_cells):
         images.append(cv2.remap(image, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     model = keras.models.load_model(trained_run / "model.keras", compile=False)
     logits = np.asarray(model(np.round(images).astype(np.float32)), np.float64)
+    logits /= read_decisions(trained_run).temperature
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(table[classes], expected, atol=0.01)
     np.testing.assert_allclose(table[classes].sum(axis=1), 1, atol=1e-6)
@@ -94,6 +99,57 @@ def test_figures_agree_with_scikit_learn(evaluation):
     )
     assert figures["macro_auroc"] == pytest.approx(auroc, abs=1e-6)
     assert figures["left_out"] == {}
+
+
+def test_calibration_tells_before_and_after(evaluation, trained_run):
+    """The logarithm of a calibrated probability, times the temperature, is the logit again."""
+    told, figures = figures_in(evaluation, "calibration"), figures_in(evaluation)
+    temperature = read_decisions(trained_run).temperature
+    assert told["temperatures"] == [temperature]
+    assert temperature != pytest.approx(1, abs=1e-3)
+    for name in ("ece", "adaptive_ece", "brier", "nll"):
+        assert told["after"][name] == figures[name]
+    table = read_predictions(evaluation / "predictions.csv")
+    classes = figures["classes"]
+    calibrated = table[classes].to_numpy(float)
+    before = calibrated**temperature
+    before /= before.sum(axis=1, keepdims=True)
+    for key, shares in (("before", before), ("after", calibrated)):
+        loss = metrics.log_loss(table["label"], shares, labels=classes)
+        assert told[key]["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_accepted_answers_are_those_over_the_threshold(evaluation, trained_run):
+    told, table = figures_in(evaluation, "selective"), read_predictions(evaluation / FILE)
+    threshold = read_decisions(trained_run).accept_threshold
+    assert told["thresholds"] == [threshold]
+    accepted = table["accepted"]
+    assert accepted.tolist() == (table["confidence"] >= threshold).tolist()
+    assert told["coverage"] == pytest.approx(accepted.mean())
+    right = (table["predicted"] == table["label"])[accepted]
+    assert told["accuracy"] == (pytest.approx(right.mean()) if accepted.any() else None)
+
+
+def test_run_without_decisions_is_scored_as_it_was_trained(run_copy, evaluation, caplog):
+    """A run of before there were any: no temperature, nothing accepted or refused."""
+    (run_copy / "decision.json").unlink()
+    assert main(["--run", str(run_copy)]) == 0
+    folder = run_copy / "evaluation" / "test"
+    assert "has no decision.json" in caplog.text
+    told = figures_in(folder, "calibration")
+    assert told["temperatures"] == [None]
+    assert told["before"] == told["after"]
+    assert told["before"]["nll"] == figures_in(evaluation, "calibration")["before"]["nll"]
+    table, calibrated = (read_predictions(path / FILE) for path in (folder, evaluation))
+    assert "accepted" not in table
+    assert table["predicted"].equals(calibrated["predicted"])
+    selective = figures_in(folder, "selective")
+    assert (selective["thresholds"], selective["coverage"]) == ([None], None)
+
+
+def test_damaged_decisions_are_named(run_copy, capsys):
+    (run_copy / "decision.json").write_text("{")
+    refused(capsys, "evaluate", ["--run", str(run_copy)], "decision.json", "is damaged")
 
 
 def test_acceptance_script_agrees(evaluation, merged_evaluation, pooled_evaluation, root):
@@ -198,6 +254,9 @@ def fold_runs(trained_run, drawn_cells, tmp_path_factory):
         bias = model.weights[-1]
         bias.assign(bias + np.eye(4, dtype=np.float32)[fold])
         model.save(folder / "model.keras")
+        decisions = read_decisions(folder)
+        changes = {"temperature": decisions.temperature * fold, "accept_threshold": 0.3 * fold}
+        write_decisions(folder, dataclasses.replace(decisions, **changes))
         folders.append(str(folder))
     return folders
 
@@ -221,6 +280,13 @@ def test_folds_are_pooled(pooled_evaluation, fold_runs, drawn_cells, tmp_path):
     own = predict(fold_runs[1], [drawn_cells / file for file in tested])
     ours = pooled.set_index("file").loc[tested, classes]
     np.testing.assert_allclose(ours, own[classes], atol=1e-5)
+    assert (own["accepted"] == (own["confidence"] >= 0.6)).all()
+    assert pooled.set_index("file").loc[tested, "accepted"].tolist() == own["accepted"].tolist()
+    told = figures_in(pooled_evaluation, "selective")
+    assert told["thresholds"] == [0.6, 0.3]
+    assert told["coverage"] == pytest.approx(pooled["accepted"].mean())
+    temperatures = figures_in(pooled_evaluation, "calibration")["temperatures"]
+    assert temperatures[0] == pytest.approx(2 * temperatures[1])
     # The other half has the other fold's weights.
     theirs = pooled.set_index("file").drop(tested)
     assert ours["monocyte"].mean() > theirs["monocyte"].mean() + 0.01
@@ -238,6 +304,118 @@ def test_several_runs_need_an_output_and_are_scored_on_their_test_cells(
     twice = ["--run", fold_runs[0], fold_runs[0], "--output", output]
     refused(capsys, "evaluate", twice, "both test 48 of the cells", "each fold once")
     assert not (tmp_path / "figures").exists()
+
+
+# Early detection and experts: patients, abnormal cells, re-annotations.
+
+CODES = ("EOS", "LYT", "MYO", "NGS")  # the drawn classes under Munich codes, one of them a blast
+
+
+@pytest.fixture(scope="module")
+def munich_run(trained_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("munich") / "run"
+    shutil.copytree(trained_run, folder)
+    (folder / "classes.json").write_text(json.dumps({"classes": CODES}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clinic(drawn_cells, tmp_path_factory):
+    """Forty cells of five patients, half of them looked at by two further experts."""
+    data = tmp_path_factory.mktemp("clinic") / "data"
+    sources = zip(CODES, sorted(path.name for path in drawn_cells.iterdir()), strict=True)
+    other_cells(drawn_cells, data, {code: (source, 10) for code, source in sources})
+    rows = [(code, number) for code in CODES for number in range(10)]
+    table = pd.DataFrame(
+        {
+            "file": [f"{code}/other_{number}.png" for code, number in rows],
+            "label": [code for code, _ in rows],
+            "patient": [f"patient {(3 * row) % 5}" for row in range(40)],
+            "reannotation_1": [code if number < 5 else "nan" for code, number in rows],
+            "reannotation_2": [("UNC", code, "MYO", code, code, "")[min(n, 5)] for code, n in rows],
+        }
+    )
+    table.to_csv(data / "manifest.csv", index=False)
+    return data
+
+
+@pytest.fixture(scope="module")
+def clinic_evaluation(munich_run, clinic):
+    assert main(["--run", str(munich_run), "--data", str(clinic)]) == 0
+    return munich_run / "evaluation" / "data"
+
+
+def test_screening_is_of_the_predictions_at_the_runs_own_thresholds(clinic_evaluation, munich_run):
+    decisions = json.loads((munich_run / "decision.json").read_text())
+    # The drawn classes are all normal, so none were chosen.
+    assert decisions["sensitive_threshold"] is None
+    table = read_predictions(clinic_evaluation / "predictions.csv")
+    screening = json.loads((clinic_evaluation / "screening.json").read_text())
+    positive = table["label"] == "MYO"
+    for question in ("abnormal", "blast"):
+        figures = screening[question]
+        assert (figures["classes"], figures["positives"]) == (["MYO"], 10)
+        assert figures["auroc"] == pytest.approx(metrics.roc_auc_score(positive, table["MYO"]))
+    assert screening["abnormal"]["operating_points"] == {"sensitive": None, "specific": None}
+
+
+def test_operating_points_are_read_from_the_decisions(munich_run, clinic, tmp_path):
+    run = shutil.copytree(munich_run, tmp_path / "run")
+    decisions = json.loads((run / "decision.json").read_text())
+    decisions |= {"sensitive_threshold": 0.125, "specific_threshold": 0.375}
+    (run / "decision.json").write_text(json.dumps(decisions))
+    assert main(["--run", str(run), "--data", str(clinic)]) == 0
+    table = read_predictions(run / "evaluation" / "data" / "predictions.csv")
+    screening = json.loads((run / "evaluation" / "data" / "screening.json").read_text())
+    for name, threshold in (("sensitive", 0.125), ("specific", 0.375)):
+        point = screening["abnormal"]["operating_points"][name]
+        assert point["threshold"] == threshold
+        called = table["MYO"] >= threshold
+        assert point["true_positives"] == (called & (table["label"] == "MYO")).sum()
+        assert point["false_positives"] == (called & (table["label"] != "MYO")).sum()
+
+
+def test_patients_are_counted(clinic_evaluation, clinic):
+    table = read_predictions(clinic_evaluation / "predictions.csv")
+    table["patient"] = pd.read_csv(clinic / "manifest.csv").set_index("file").loc[
+        table["file"], "patient"
+    ].to_numpy()  # fmt: skip
+    patients = pd.read_csv(clinic_evaluation / "patients.csv").set_index("patient")
+    for kind, column in (("true", "label"), ("predicted", "predicted")):
+        share = table.groupby("patient")[column].agg(lambda answers: (answers == "MYO").mean())
+        np.testing.assert_allclose(patients[f"blast_share_{kind}"], share)
+    screening = json.loads((clinic_evaluation / "screening.json").read_text())
+    assert screening["patients"]["patients"] == 5
+    for name in ("screening", "patients", "differential"):
+        assert cv2.imread(str(clinic_evaluation / f"{name}.png")) is not None
+
+
+def test_model_stands_beside_the_experts(clinic_evaluation, clinic):
+    experts = json.loads((clinic_evaluation / "experts.json").read_text())
+    rows = pd.read_csv(clinic / "manifest.csv").dropna().set_index("file")
+    assert len(rows) == experts["all_cells"]["cells"] == 20
+    predictions = read_predictions(clinic_evaluation / "predictions.csv").set_index("file")
+    answers = {
+        "label": rows["label"],
+        "re-annotation 1": rows["reannotation_1"],
+        "re-annotation 2": rows["reannotation_2"],
+        "model": predictions.loc[rows.index, "predicted"],
+    }
+    scored = experts["scored_cells"]
+    assert (scored["cells"], scored["of"], len(scored["pairs"])) == (20, 40, 6)
+    for pair in scored["pairs"]:
+        first, second = answers[pair["first"]], answers[pair["second"]]
+        assert pair["agreement"] == pytest.approx((first == second).mean())
+        assert pair["kappa"] == pytest.approx(metrics.cohen_kappa_score(first, second))
+    assert experts["all_cells"]["pairs"] == scored["pairs"][:2] + scored["pairs"][3:4]
+    assert {pair["second"] for pair in scored["groupings"]["blast"]} >= {"model"}
+
+
+def test_cells_without_patients_experts_or_abnormal_classes_have_none(evaluation):
+    files = {path.name for path in evaluation.iterdir()}
+    assert not files & {"patients.csv", "patients.png", "experts.json", "screening.png"}
+    screening = json.loads((evaluation / "screening.json").read_text())
+    assert screening == {"abnormal": None, "blast": None, "patients": None}
 
 
 def test_earlier_evaluation_is_replaced_whole_and_other_files_are_kept(

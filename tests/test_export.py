@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from wbc_keras.cells import load_cells
+from wbc_keras.decisions import read_decisions
 from wbc_keras.export import main
 from wbc_keras.predictions import class_columns, read_predictions
 from wbc_keras.predictor import load_model
@@ -70,7 +71,7 @@ def answers_of_the_pipeline(run_folder, paths):
     run = open_run(run_folder)
     cells = load_cells(paths, roi=run.config.roi, image_size=run.config.data.image_size)
     logits = load_model(run).predict(cells.images.astype(np.float32), verbose=0)
-    return tf.nn.softmax(logits).numpy(), cells.boxes
+    return tf.nn.softmax(logits / read_decisions(run_folder).temperature).numpy(), cells.boxes
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,14 @@ LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
     "__init__ errors commands config cache labels manifest splits group_search synthetic metrics "
     "balance runs predictions selection download catalogue folds agreement headers survey "
-    "duplicates checks check_report",
+    "duplicates checks check_report probabilities ranking bootstrap calibration selective "
+    "decisions proportions screening patients comparison",
     # 1: TensorFlow and Keras parts
     "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots",
+    "classifier fitting inference predictor gradcam plots screening_plots screening_report",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets manifest.__main__",
+    "train evaluate explain predict prepare roi export datasets compare manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}

@@ -18,7 +18,9 @@ from wbc_keras.labels import (
     VOCABULARIES,
     Vocabulary,
     abnormal_classes,
+    blast_classes,
     cell_type,
+    counted_classes,
     is_abnormal,
     share_names,
 )
@@ -105,6 +107,20 @@ def test_abnormal_classes_need_known_classes_of_both_kinds() -> None:
 
 
 # --- what two vocabularies share ---
+
+
+def test_blasts_are_those_of_any_line() -> None:
+    assert blast_classes(MUNICH.labels) == ["MOB", "MYO"]
+    assert blast_classes(JHU.labels) == ["blast"]
+    assert blast_classes(PBC_8.labels) is None
+    assert blast_classes(["MYO", "MOB"]) is None
+    assert blast_classes(["MYO", "LYT", "class_1"]) is None
+
+
+def test_a_differential_leaves_out_platelets_and_smudge_cells() -> None:
+    left_out = {"giant_thrombocyte", "smudge_cell", "thrombocyte_aggregation"}
+    assert set(JHU.labels) - set(counted_classes(JHU.labels)) == left_out
+    assert counted_classes(["platelet", "class_1", "KSC", "EBO"]) == ["class_1", "EBO"]
 
 
 def answers(model: Iterable[str], data: Iterable[str]) -> dict[str, str]:

@@ -210,6 +210,16 @@ def test_values_are_text_as_written(folder: Path) -> None:
     assert rows(read_manifest(folder)) == [("a/1.jpg", "01", "NA", ""), ("b/3.tiff", "NA", "7", "")]
 
 
+def test_reannotations_are_kept_where_there_are_any(folder: Path) -> None:
+    head = "file,label,reannotation_1,reannotation_2\n"
+    path = write_csv(folder, f"{head}a/1.jpg,MON,MON,UNC\nb/3.tiff,LYT,nan,\n")
+    table = read_manifest(path).table
+    assert list(table["reannotation_1"]) == ["MON", ""]
+    assert list(table["reannotation_2"]) == ["UNC", ""]
+    path = write_csv(folder, f"{head}a/1.jpg,MON,,\nb/3.tiff,LYT,,\n")
+    assert list(read_manifest(path).table) == ["file", "label", "group", "split"]
+
+
 def test_other_label_column(folder: Path) -> None:
     write_csv(folder, "label,fine,file\nx,x1,a/1.jpg\nx,x2,a/2.PNG\n")
     assert read_manifest(folder, label_column="fine").class_names() == ["x1", "x2"]

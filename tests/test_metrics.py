@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from wbc_keras import metrics
+from wbc_keras import bootstrap, metrics
+from wbc_keras.bootstrap import plan_resampling
 from wbc_keras.errors import DataError
-from wbc_keras.metrics import bin_reliability, evaluate_predictions, per_class_table
+from wbc_keras.metrics import confusion_pairs, evaluate_predictions, per_class_table
 from wbc_keras.predictions import prediction_table, write_predictions
 from wbc_keras.runs import write_json
 
@@ -38,15 +39,16 @@ def evaluate(y_true, probabilities, *, names=NAMES, abnormal=ABNORMAL, draws=50,
     )
 
 
-def ece_by_loop(y_true, probabilities):
+def ece_by_loop(y_true, probabilities, weights=None):
     total = 0.0
+    weights = np.ones(len(y_true)) if weights is None else weights
     confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
     for b in range(15):
         inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
-        if inside.any():
-            gap = (predicted == y_true)[inside].mean() - confidence[inside].mean()
-            total += inside.mean() * abs(gap)
-    return total
+        if weights[inside].any():
+            gaps = ((predicted == y_true) - confidence)[inside]
+            total += weights[inside].sum() * abs(np.average(gaps, weights=weights[inside]))
+    return total / weights.sum()
 
 
 def sensitivity_by_sklearn(positive, score, weights=None):
@@ -67,12 +69,19 @@ def test_every_figure_agrees_with_scikit_learn(ties):
         "balanced_accuracy": sk.balanced_accuracy_score(y, q),
         "mcc": sk.matthews_corrcoef(y, q),
         "kappa": sk.cohen_kappa_score(y, q),
+        "top2_accuracy": sk.top_k_accuracy_score(y, p, k=2),
+        "macro_f1_at_least_20_cells": sk.f1_score(y, q, average="macro", labels=range(5)),
         "macro_auroc": sk.roc_auc_score(y, p, multi_class="ovr", average="macro"),
+        "macro_auprc": sk.average_precision_score(one_hot, p, average="macro"),
         "ece": ece_by_loop(y, p),
         "brier": np.mean(np.sum((p - one_hot) ** 2, axis=1)),
+        "nll": sk.log_loss(y, p),
         "abnormal_auroc": sk.roc_auc_score(abnormal, score),
+        "abnormal_auprc": sk.average_precision_score(abnormal, score),
         "abnormal_sensitivity_at_95_specificity": sensitivity_by_sklearn(abnormal, score),
     }
+    assert np.bincount(y)[4] >= 20 > np.bincount(y)[5]
+    assert expected.keys() | {"adaptive_ece"} == got.intervals.keys()
     for name, value in expected.items():
         assert getattr(got, name) == pytest.approx(value, abs=1e-9), name
     precision, recall, f1, support = sk.precision_recall_fscore_support(y, q)
@@ -80,8 +89,8 @@ def test_every_figure_agrees_with_scikit_learn(ties):
         one = got.per_class[name]
         auroc = sk.roc_auc_score(y == c, p[:, c])
         np.testing.assert_allclose(
-            [one.precision, one.recall, one.f1, one.auroc],
-            [precision[c], recall[c], f1[c], auroc],
+            [one.precision, one.recall, one.f1, one.auroc, one.auprc],
+            [precision[c], recall[c], f1[c], auroc, sk.average_precision_score(y == c, p[:, c])],
             atol=1e-9,
         )
         assert one.support == support[c]
@@ -103,8 +112,11 @@ def test_macro_figures_are_over_the_classes_with_cells():
     assert got.balanced_accuracy == pytest.approx(recall, abs=1e-9)
     assert got.macro_auroc == pytest.approx(np.mean(aurocs), abs=1e-9)
     absent = got.per_class[NAMES[4]]
-    assert (absent.precision, absent.recall, absent.f1, absent.auroc) == (None,) * 4
+    assert (absent.precision, absent.recall, absent.f1, absent.auroc, absent.auprc) == (None,) * 5
     assert absent.support == 0
+    assert set(absent.intervals.values()) == {None}
+    over = got.to_json()["macro_over"]
+    assert (over["classes"], over["without_cells"]) == (4, [NAMES[1], NAMES[4]])
 
 
 def test_a_class_never_predicted_scores_zero():
@@ -118,8 +130,11 @@ def test_all_right_and_all_wrong():
     y = np.repeat(np.arange(3), 5)
     right = evaluate(y, np.eye(3)[y], names=NAMES[:3], abnormal=NAMES[:1])
     figures = {name: getattr(right, name) for name in right.intervals}
-    assert figures == {**dict.fromkeys(figures, 1.0), "ece": 0.0, "brier": 0.0}
+    worst = dict.fromkeys(["ece", "adaptive_ece", "brier", "nll"], 0.0)
+    few = {"macro_f1_at_least_20_cells": None}
+    assert figures == {**dict.fromkeys(figures, 1.0), **worst, **few}
     assert right.intervals["macro_f1"] == (1.0, 1.0)
+    assert right.to_json()["confusion_pairs"] == []
     wrong = evaluate(y, np.eye(3)[(y + 1) % 3], names=NAMES[:3], abnormal=NAMES[:1])
     assert (wrong.accuracy, wrong.macro_f1, wrong.brier, wrong.ece) == (0.0, 0.0, 2.0, 1.0)
     assert wrong.kappa == pytest.approx(-0.5)
@@ -129,7 +144,8 @@ def test_one_class_present_has_no_kappa_and_no_auroc():
     p = np.array([[0.9, 0.1], [0.8, 0.2]])
     got = evaluate([0, 0], p, names=["a", "b"], abnormal=["b"])
     assert (got.accuracy, got.macro_f1, got.mcc) == (1.0, 1.0, 0.0)
-    missing = ("kappa", "macro_auroc", "abnormal_auroc", "abnormal_sensitivity_at_95_specificity")
+    missing = ["kappa", "macro_auroc", "macro_auprc", "macro_f1_at_least_20_cells"]
+    missing += ["abnormal_auroc", "abnormal_auprc", "abnormal_sensitivity_at_95_specificity"]
     assert all(getattr(got, name) is None for name in missing)
     assert all(got.intervals[name] is None for name in missing)
     assert got.intervals["accuracy"] == (1.0, 1.0)
@@ -139,6 +155,7 @@ def test_one_cell_and_one_group_have_figures_but_no_interval():
     one = evaluate([1], [[0.3, 0.7]], names=["a", "b"], abnormal=["b"])
     assert (one.accuracy, one.samples) == (1.0, 1)
     assert set(one.intervals.values()) == {None}
+    assert one.resampled_by is None
     y, p = simulate()
     group = evaluate(y, p, groups=["patient 1"] * len(y))
     assert group.macro_f1 == evaluate(y, p).macro_f1
@@ -148,7 +165,7 @@ def test_one_cell_and_one_group_have_figures_but_no_interval():
 def test_abnormal_is_missing_where_it_is_not_known():
     y, p = simulate()
     got = evaluate(y, p, abnormal=None).to_json()
-    assert got["abnormal"] == {"auroc": None, "sensitivity_at_95_specificity": None}
+    assert got["abnormal"] == dict.fromkeys(["auroc", "auprc", "sensitivity_at_95_specificity"])
     assert got["confidence_interval_95"]["abnormal_auroc"] is None
     assert evaluate(y, p, abnormal=[]).abnormal_auroc is None
     assert evaluate(y, p, abnormal=NAMES).abnormal_auroc is None
@@ -168,41 +185,46 @@ def test_sensitivity_counts_the_allowed_negatives_exactly(negatives):
 
 def test_bootstrap_figures_are_scikit_learns_with_the_draws_weights():
     y, p = simulate(400, ties=True)
-    scorer = metrics._Scorer(y, p, np.arange(6) < 2)
-    weights = metrics._sampling_plan(y, None).draw(5, np.random.default_rng(3))
+    scorer = metrics.Scorer(y, p, np.arange(6) < 2)
+    weights = plan_resampling(y).draw(5, np.random.default_rng(3))
     drawn = scorer.figures(weights)
     q, score = p.argmax(axis=1), p[:, :2].sum(axis=1)
     for i, w in enumerate(weights):
-        assert w.sum() == len(y)
-        np.testing.assert_array_equal(np.bincount(y, w), np.bincount(y))  # stratified
-        aurocs = [sk.roc_auc_score(y == c, p[:, c], sample_weight=w) for c in range(6)]
-        again = np.repeat(np.arange(len(y)), w.astype(int))
+        weighted = {"sample_weight": w}
+        aurocs = [sk.roc_auc_score(y == c, p[:, c], **weighted) for c in range(6)]
+        auprcs = [sk.average_precision_score(y == c, p[:, c], **weighted) for c in range(6)]
         expected = {
             "macro_auroc": np.mean(aurocs),
-            "abnormal_auroc": sk.roc_auc_score(y < 2, score, sample_weight=w),
+            "macro_auprc": np.mean(auprcs),
+            "auprc/3": auprcs[3],
+            "recall/2": sk.recall_score(y, q, labels=[2], average="macro", **weighted),
+            "abnormal_auroc": sk.roc_auc_score(y < 2, score, **weighted),
+            "abnormal_auprc": sk.average_precision_score(y < 2, score, **weighted),
             "abnormal_sensitivity_at_95_specificity": sensitivity_by_sklearn(y < 2, score, w),
-            "macro_f1": sk.f1_score(y, q, average="macro", sample_weight=w),
-            "balanced_accuracy": sk.balanced_accuracy_score(y, q, sample_weight=w),
-            "mcc": sk.matthews_corrcoef(y, q, sample_weight=w),
-            "kappa": sk.cohen_kappa_score(y, q, sample_weight=w),
-            "accuracy": sk.accuracy_score(y, q, sample_weight=w),
-            "ece": ece_by_loop(y[again], p[again]),
-            "brier": np.mean(np.sum((p - np.eye(6)[y])[again] ** 2, axis=1)),
+            "top2_accuracy": sk.top_k_accuracy_score(y, p, k=2, **weighted),
+            "macro_f1": sk.f1_score(y, q, average="macro", **weighted),
+            "balanced_accuracy": sk.balanced_accuracy_score(y, q, **weighted),
+            "mcc": sk.matthews_corrcoef(y, q, **weighted),
+            "kappa": sk.cohen_kappa_score(y, q, **weighted),
+            "accuracy": sk.accuracy_score(y, q, **weighted),
+            "nll": sk.log_loss(y, p, **weighted),
+            "brier": np.average(np.sum((p - np.eye(6)[y]) ** 2, axis=1), weights=w),
+            "ece": ece_by_loop(y, p, w),
         }
-        assert {name: values[i] for name, values in drawn.items()} == pytest.approx(expected)
+        assert {name: drawn[name][i] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
 def test_group_draws_take_whole_groups_and_leave_out_absent_classes():
     y, p = simulate(60, classes=3)
     groups = [f"p{i % 7}" if i % 5 else "" for i in range(60)]
-    weights = metrics._sampling_plan(y, groups).draw(200, np.random.default_rng(0))
+    weights = plan_resampling(y, groups=groups).draw(200, np.random.default_rng(0))
     for name in set(groups) - {""}:
         inside = weights[:, [i for i, group in enumerate(groups) if group == name]]
         assert (inside == inside[:, :1]).all()
     alone = weights[:, [i for i, group in enumerate(groups) if group == ""]]
     assert (alone != alone[:, :1]).any()
     absent = np.array([[1.0 if c != 2 else 0.0 for c in y]])
-    drawn = metrics._Scorer(y, p, None).figures(absent)
+    drawn = metrics.Scorer(y, p, None).figures(absent)
     q = p.argmax(axis=1)
     expected = sk.f1_score(y, q, labels=[0, 1], average="macro", sample_weight=absent[0])
     assert drawn["macro_f1"][0] == pytest.approx(expected)
@@ -222,23 +244,10 @@ def test_intervals_hold_the_figure_and_follow_the_seed():
 def test_blocks_do_not_change_the_draws(monkeypatch):
     y, p = simulate(300)
     whole = evaluate(y, p, draws=64, groups=[str(i % 40) for i in range(300)])
-    monkeypatch.setattr(metrics, "_BLOCK_CELLS", 300 * 7)
+    monkeypatch.setattr(bootstrap, "_BLOCK_CELLS", 300 * 7)
     split = evaluate(y, p, draws=64, groups=[str(i % 40) for i in range(300)])
     for name, bounds in whole.intervals.items():
         assert split.intervals[name] == pytest.approx(bounds)
-
-
-def test_accuracy_interval_covers_the_truth():
-    rng = np.random.default_rng(5)
-    covered = 0
-    for study in range(200):
-        y = np.repeat([0, 1, 2], [60, 30, 10])
-        right = rng.random(100) < np.array([0.9, 0.7, 0.5])[y]  # accuracy 0.8 in the long run
-        q = np.where(right, y, (y + 1) % 3)
-        got = evaluate(y, np.eye(3)[q], names=NAMES[:3], abnormal=None, draws=200, seed=study)
-        low, high = got.intervals["accuracy"]
-        covered += low <= 0.8 <= high
-    assert 0.90 <= covered / 200 <= 0.99
 
 
 def test_groups_widen_the_interval_of_clustered_cells():
@@ -263,11 +272,16 @@ def test_json_has_the_contracts_form_and_no_nan():
     got = evaluate(y[keep], p[keep], abnormal=None).to_json()
     assert json.loads(json.dumps(got, allow_nan=False)) == got
     assert list(got) == [
-        "samples", "classes", "accuracy", "macro_f1", "balanced_accuracy", "mcc", "kappa",
-        "macro_auroc", "ece", "brier", "abnormal", "per_class", "confidence_interval_95",
+        "samples", "classes", "accuracy", "top2_accuracy", "macro_f1", "macro_f1_at_least_20_cells",
+        "balanced_accuracy", "mcc", "kappa", "macro_auroc", "macro_auprc", "ece", "adaptive_ece",
+        "brier", "nll", "abnormal", "macro_over", "per_class", "confusion_pairs",
+        "confidence_interval_95", "resampled_by",
     ]  # fmt: skip
     assert got["classes"] == NAMES == list(got["per_class"])
-    assert list(got["per_class"][NAMES[0]]) == ["precision", "recall", "f1", "auroc", "support"]
+    scores = ["precision", "recall", "f1", "auroc", "auprc"]
+    one = got["per_class"][NAMES[0]]
+    assert list(one) == [*scores, "support", "confidence_interval_95"]
+    assert list(one["confidence_interval_95"]) == scores
     assert got["per_class"][NAMES[4]]["f1"] is None
 
 
@@ -276,23 +290,31 @@ def test_per_class_table_is_per_class_csv():
     keep = y != 4
     got = evaluate(y[keep], p[keep])
     table = per_class_table(got)
-    assert list(table.columns) == ["class", "precision", "recall", "f1", "auroc", "support"]
+    figures = ["precision", "recall", "f1", "auroc", "auprc"]
+    ends = [f"{figure}_{end}" for figure in figures for end in ("low", "high")]
+    assert list(table.columns) == ["class", *figures, "support", *ends]
     assert table["class"].tolist() == NAMES
     assert table["support"].tolist() == got.confusion.sum(axis=1).tolist()
-    assert table.loc[4, ["precision", "recall", "f1", "auroc"]].isna().all()
+    assert table.loc[4, [*figures, *ends]].isna().all()
+    low, high = got.per_class[NAMES[0]].intervals["auprc"]
+    assert table.loc[0, ["auprc_low", "auprc_high"]].tolist() == [low, high]
+    assert low < got.per_class[NAMES[0]].auprc < high
     assert table.loc[0, "recall"] == got.per_class[NAMES[0]].recall
 
 
-def test_reliability_bins_add_up_to_the_ece():
-    y, p = simulate()
-    bins = bin_reliability(y, p)
-    assert bins.counts.sum() == len(y)
-    filled = bins.counts > 0
-    gaps = np.abs(bins.accuracy - bins.confidence)[filled]
-    assert (gaps @ bins.counts[filled]) / len(y) == pytest.approx(ece_by_loop(y, p))
-    assert np.isnan(bins.accuracy[~filled]).all()
-    low, high = bins.edges[:-1][filled], bins.edges[1:][filled]
-    assert ((low <= bins.confidence[filled]) & (bins.confidence[filled] <= high)).all()
+def test_confusion_pairs_name_what_is_taken_for_what_the_most_first():
+    q = [0, 1, 1, 2, 2, 2, 2, 0, 0]
+    y = [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    got = evaluate(y, np.eye(3)[q], names=["a", "b", "c"], abnormal=None, draws=0)
+    table = confusion_pairs(got)
+    assert table[["true", "predicted", "cells", "share"]].to_numpy().tolist() == [
+        ["b", "c", 3, 0.75],
+        ["a", "b", 2, 0.5],
+        ["c", "a", 1, 1.0],
+        ["a", "c", 1, 0.25],
+        ["b", "a", 1, 0.25],
+    ]
+    assert got.to_json()["confusion_pairs"] == table.to_dict("records")
 
 
 @pytest.mark.parametrize(

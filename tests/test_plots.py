@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from wbc_keras import plots
-from wbc_keras.metrics import bin_reliability, evaluate_predictions
+from wbc_keras.calibration import bin_reliability
+from wbc_keras.metrics import evaluate_predictions
+from wbc_keras.selective import measure_selective
 
 NAMES = ["basophil", "eosinophil", "monocyte", "smudge cell"]
 
@@ -158,6 +160,36 @@ def test_reliability_shows_each_filled_bin():
     assert ax.get_title().startswith(f"ECE {evaluate(y, p).ece:.3f}")
 
 
+def test_calibration_stands_side_by_side():
+    y, p = simulate()
+    sure = p**3 / (p**3).sum(axis=1, keepdims=True)
+    before, after = bin_reliability(y, sure), bin_reliability(y, p)
+    axes = plots.plot_calibration(before, after)
+    titles = [ax.get_title() for ax in axes]
+    assert titles[0].startswith(f"as trained: ECE {evaluate(y, sure).ece:.3f}")
+    assert titles[1].startswith(f"calibrated: ECE {evaluate(y, p).ece:.3f}")
+    assert len(axes[0].patches) == np.count_nonzero(before.counts)
+
+
+def test_risk_coverage_names_its_areas_and_marks_what_is_accepted():
+    y, p = simulate()
+    accepted = p.max(axis=1) >= 0.8
+    got = measure_selective(y, p, accepted=accepted, draws=0)
+    ax = plots.plot_risk_coverage(got)
+    labels = texts(ax.get_legend().get_texts())
+    right = (p.argmax(axis=1) == y)[accepted].mean()
+    assert labels[0] == f"this model, area {got.curve.area:.4f}"
+    assert labels[2] == f"random order, area {(p.argmax(axis=1) != y).mean():.4f}"
+    assert labels[3] == f"accepted: {accepted.mean():.0%}, {right:.1%} of them right"
+    model, best, _, point = ax.lines
+    np.testing.assert_array_equal(model.get_ydata(), got.curve.risk)
+    at = np.interp(model.get_xdata(), best.get_xdata(), best.get_ydata())
+    assert (at <= model.get_ydata() + 1e-3).all()
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (got.coverage, 1 - got.accuracy)
+    without = plots.plot_risk_coverage(measure_selective(y, p, accepted=None, draws=0))
+    assert len(without.lines) == 3
+
+
 def test_cells_have_titles_and_boxes_of_their_own_size():
     images = [np.full((40, 60, 3), 200, np.uint8), np.full((30, 30, 3), 300.0), np.zeros((9, 9, 3))]
     titles = ["monocyte", "a very long title that needs lines", "c"]
@@ -203,6 +235,7 @@ def test_plots_draw_on_given_axes(history):
         lambda ax: plots.plot_per_class(got, ax=ax),
         lambda ax: plots.plot_roc(y, p, NAMES, evaluation=got, ax=ax),
         lambda ax: plots.plot_reliability(bin_reliability(y, p), ax=ax),
+        lambda ax: plots.plot_risk_coverage(measure_selective(y, p, accepted=None, draws=0), ax=ax),
     ):
         ax = Figure().subplots()
         assert draw(ax) is ax

@@ -65,7 +65,7 @@ def test_predicted_follows_the_numbers_that_are_written():
     assert table.loc[0, "predicted"] == NAMES[0]
 
 
-@pytest.mark.parametrize("name", ["label", "file", "predicted", "confidence", "roi_x1", ""])
+@pytest.mark.parametrize("name", ["label", "file", "confidence", "roi_x1", "accepted", ""])
 def test_a_class_named_as_another_column_is_refused(name):
     with pytest.raises(DataError, match="rename the class"):
         prediction_table(["x"], [""], [[0.5, 0.5]], ["a", name], np.zeros((1, 4)))
@@ -105,3 +105,30 @@ def test_a_missing_or_foreign_or_broken_file_is_named(tmp_path):
     (tmp_path / "broken.csv").write_text(text.getvalue())
     with pytest.raises(DataError, match=r"broken\.csv: .*not a number"):
         read_predictions(tmp_path / "broken.csv")
+
+
+def test_accepted_stands_last_as_true_or_false_and_reads_back(tmp_path):
+    shares = [[0.5, 0.5], [0.1, 0.9]]
+    accepted = np.array([False, True])
+    boxes = np.zeros((2, 4))
+    table = prediction_table(["x", "y"], ["", ""], shares, ["a", "b"], boxes, accepted=accepted)
+    assert list(table.columns)[-5:] == ["roi_y0", "roi_x0", "roi_y1", "roi_x1", "accepted"]
+    assert class_columns(table) == ["a", "b"]
+    path = tmp_path / "p.csv"
+    write_predictions(path, table)
+    assert [line.rsplit(",")[-1] for line in path.read_text().split()] == [
+        "accepted",
+        "false",
+        "true",
+    ]
+    pd.testing.assert_frame_equal(read_predictions(path), table)
+    path.write_text(path.read_text().replace("true", "yes"))
+    with pytest.raises(DataError, match=r"p\.csv: accepted is neither true nor false"):
+        read_predictions(path)
+
+
+def test_a_table_without_probabilities_is_refused(tmp_path):
+    path = tmp_path / "bare.csv"
+    path.write_text("file,label,predicted,confidence,roi_y0,roi_x0,roi_y1,roi_x1\n")
+    with pytest.raises(DataError, match=r"bare\.csv: holds no probabilities"):
+        read_predictions(path)

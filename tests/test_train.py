@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -15,6 +16,9 @@ import pandas as pd
 import pytest
 
 from wbc_keras.config import load_config
+from wbc_keras.decisions import fit_decisions, read_decisions
+from wbc_keras.predict import predict
+from wbc_keras.predictions import class_columns
 from wbc_keras.train import main, plan_data
 
 NAMES = {"config.yaml", "environment.json", "classes.json", "splits.csv", "history.csv"}
@@ -78,7 +82,7 @@ def refuse(tmp_path, config, capsys):
 
 def test_run_folder_holds_what_the_design_says(trained_run):
     names = {path.name for path in trained_run.iterdir()}
-    assert names == NAMES | {"model.keras", "tensorboard"}
+    assert names == NAMES | {"model.keras", "decision.json", "tensorboard"}
     classes = ["eosinophil", "lymphocyte", "monocyte", "neutrophil_segmented"]
     assert f'"{classes[0]}"' in (trained_run / "classes.json").read_text()
     splits = pd.read_csv(trained_run / "splits.csv")
@@ -105,6 +109,28 @@ def test_model_gives_logits_for_each_class(trained_run):
     model = keras.models.load_model(trained_run / "model.keras", compile=False)
     assert model.input_shape == (None, 48, 48, 3)
     assert model.output_shape == (None, 4)
+
+
+def assert_same_decisions(one, other, *, rel):
+    ours, theirs = dataclasses.asdict(one), dataclasses.asdict(other)
+    missing = {name for name, value in theirs.items() if value is None}
+    assert {name for name, value in ours.items() if value is None} == missing
+    numbers = theirs.keys() - missing
+    assert [ours[n] for n in numbers] == pytest.approx([theirs[n] for n in numbers], rel=rel)
+
+
+def test_decisions_are_those_of_the_validation_cells(trained_run, drawn_cells):
+    """From `predict`'s own way through the model: its calibrated logarithms are logits too."""
+    decisions = read_decisions(trained_run)
+    splits = pd.read_csv(trained_run / "splits.csv")
+    cells = splits[splits["split"] == "validation"]
+    table = predict(trained_run, [drawn_cells / file for file in cells["file"]])
+    classes = class_columns(table)
+    logits = np.log(table[classes].to_numpy(float)) * decisions.temperature
+    again = fit_decisions([classes.index(label) for label in cells["label"]], logits, classes)
+    assert_same_decisions(again, decisions, rel=1e-3)
+    assert decisions.validation_cells == 8
+    assert decisions.temperature != 1
 
 
 # Bad input
@@ -333,10 +359,10 @@ class TrainProcess:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_run_killed_three_times_ends_bit_identical(
+def test_run_killed_four_times_ends_bit_identical(
     trained_run, train_arguments, tmp_path, root, monkeypatch
 ):
-    """While the first model is written, while a state is, and in an epoch of fine-tuning."""
+    """While a model is written, while a state is, in an epoch, and before the decisions."""
     monkeypatch.chdir(root)
     folder, log = tmp_path / "run", tmp_path / "log.txt"
     state = folder / "training_state.npz"
@@ -358,6 +384,11 @@ def test_run_killed_three_times_ends_bit_identical(
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
     with run() as process:
+        process.kill_when(lambda: len(pd.read_csv(folder / "history.csv")) == 3)
+    assert state.exists()
+    assert not (folder / "decision.json").exists()
+
+    with run() as process:
         assert process.process.wait() == 0, log.read_text()
     assert {path.name for path in folder.iterdir()} == {path.name for path in trained_run.iterdir()}
     histories = (pd.read_csv(path / "history.csv") for path in (folder, trained_run))
@@ -368,6 +399,7 @@ def test_run_killed_three_times_ends_bit_identical(
     )
     for a, b in zip(*(model.weights for model in models), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert_same_decisions(read_decisions(folder), read_decisions(trained_run), rel=1e-5)
 
 
 def test_leftovers_of_a_kill_before_the_first_file_do_not_stop_the_run(

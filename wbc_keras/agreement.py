@@ -7,20 +7,25 @@ could assign no class wrote UNC: that counts as an answer of its own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from wbc_keras.bootstrap import Interval
 from wbc_keras.errors import DataError
+from wbc_keras.labels import MUNICH as VOCABULARY
 from wbc_keras.labels import MUNICH_GROUPINGS
 from wbc_keras.manifest.munich import read_annotations
 from wbc_keras.manifest.table import MUNICH
+from wbc_keras.proportions import wilson
 
 UNCLASSED = "UNC"
 ANNOTATIONS = ("label", "re-annotation 1", "re-annotation 2")
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,9 @@ class PairAgreement:
     """Two annotations of the same cells.
 
     Attributes:
-        first, second: two of `ANNOTATIONS`.
+        first, second: two of `ANNOTATIONS` and `MODEL`.
         accuracy: share of the cells with one answer, 0 to 1.
+        interval: 95 % Wilson interval of the accuracy, cells counting as independent.
         kappa: Cohen 1960; None where both give one and the same answer throughout.
         per_class: by answer, sorted.
     """
@@ -57,6 +63,7 @@ class PairAgreement:
     first: str
     second: str
     accuracy: float
+    interval: Interval
     kappa: float | None
     per_class: Mapping[str, ClassAgreement]
 
@@ -68,7 +75,7 @@ class ExpertAgreement:
     Attributes:
         cells: how many carry both re-annotations; all figures are theirs.
         of: how many cells there are.
-        classes: the three pairs, on the set's classes.
+        classes: each pair, on the set's classes.
         groupings: the same on each question of `labels.MUNICH_GROUPINGS`, where an answer is the
             grouping's name or "other".
     """
@@ -77,6 +84,17 @@ class ExpertAgreement:
     of: int
     classes: tuple[PairAgreement, ...]
     groupings: Mapping[str, tuple[PairAgreement, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as experts.json holds them."""
+        return {
+            "cells": self.cells,
+            "of": self.of,
+            "pairs": [_pair_json(pair) for pair in self.classes],
+            "groupings": {
+                name: [_pair_json(pair) for pair in pairs] for name, pairs in self.groupings.items()
+            },
+        }
 
 
 def expert_agreement(path: str | Path) -> ExpertAgreement:
@@ -90,24 +108,41 @@ def expert_agreement(path: str | Path) -> ExpertAgreement:
     """
     path = Path(path) / MUNICH if Path(path).is_dir() else Path(path)
     annotations = read_annotations(path)
-    rows = [
-        (label, *again)
-        for label, again in zip(annotations.labels, annotations.reannotations, strict=True)
-        if all(again)
-    ]
-    if not rows:
+    again = zip(*annotations.reannotations, strict=True)
+    columns = dict(zip(ANNOTATIONS, (annotations.labels, *again), strict=True))
+    agreement = compare_annotations(columns)
+    if agreement is None:
         raise DataError(
             f"{path}: no cell carries two re-annotations, so there is nothing to compare; "
             "take annotations.dat from the Munich set's own archive"
         )
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    return agreement
+
+
+def compare_annotations(columns: Mapping[str, Sequence[str]]) -> ExpertAgreement | None:
+    """Compare annotations of the same n cells, a model's answers among them perhaps.
+
+    Args:
+        columns: by who gave them, n answers each, "" where there is none.
+
+    Returns:
+        the agreement on the cells that everyone gave an answer to, the groupings only if every
+        answer is one of the Munich set's codes; None if there is no such cell.
+    """
+    rows = list(zip(*columns.values(), strict=True))
+    answered = [row for row in rows if all(row)]
+    if not answered:
+        return None
+    named = dict(zip(columns, map(list, zip(*answered, strict=True)), strict=True))
+    codes = {*VOCABULARY.labels, UNCLASSED}
+    groupings = MUNICH_GROUPINGS if all(codes.issuperset(row) for row in answered) else ()
     return ExpertAgreement(
+        len(answered),
         len(rows),
-        len(annotations.labels),
-        _compare_all(columns),
+        _compare_all(named),
         {
-            name: _compare_all([_group(column, name) for column in columns])
-            for name in MUNICH_GROUPINGS
+            name: _compare_all({who: _group(column, name) for who, column in named.items()})
+            for name in groupings
         },
     )
 
@@ -131,7 +166,8 @@ def compare(
         )
         for i, answer in enumerate(answers)
     }
-    return PairAgreement(*names, float(both.sum() / table.sum()), _kappa(table), per_class)
+    same, cells = int(both.sum()), int(table.sum())
+    return PairAgreement(*names, same / cells, wilson(same, cells), _kappa(table), per_class)
 
 
 def format_agreement(agreement: ExpertAgreement) -> str:
@@ -139,11 +175,10 @@ def format_agreement(agreement: ExpertAgreement) -> str:
     return "\n".join(_lines(agreement))
 
 
-def _compare_all(columns: Sequence[Sequence[str]]) -> tuple[PairAgreement, ...]:
-    named = zip(ANNOTATIONS, columns, strict=True)
+def _compare_all(columns: Mapping[str, Sequence[str]]) -> tuple[PairAgreement, ...]:
     return tuple(
         compare(first, second, names=(one, other))
-        for (one, first), (other, second) in combinations(named, 2)
+        for (one, first), (other, second) in combinations(columns.items(), 2)
     )
 
 
@@ -157,6 +192,18 @@ def _kappa(table: npt.NDArray[np.int64]) -> float | None:
     total = int(table.sum())
     chance = int(table.sum(axis=1) @ table.sum(axis=0))
     return _ratio(total * int(np.trace(table)) - chance, total**2 - chance)
+
+
+def _pair_json(pair: PairAgreement) -> dict[str, Any]:
+    figures = asdict(pair)
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "agreement": pair.accuracy,
+        "kappa": pair.kappa,
+        "confidence_interval_95": {"agreement": figures["interval"]},
+        "per_class": figures["per_class"],
+    }
 
 
 def _ratio(over: int, under: int) -> float | None:

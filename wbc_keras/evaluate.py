@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,23 @@ from wbc_keras.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from wbc_keras.agreement import ExpertAgreement
     from wbc_keras.cells import Cells
+    from wbc_keras.decisions import Decisions
     from wbc_keras.metrics import Evaluation
     from wbc_keras.selection import Selection
 
-_BATCH = 64
 _PLOTS = {"confusion_matrix.png", "per_class.png", "roc.png", "reliability.png"}
+_PLOTS |= {"risk_coverage.png"}
 _FILES = frozenset({"metrics.json", "per_class.csv", "predictions.csv"} | _PLOTS)
+_FILES |= {"confusion_pairs.csv", "calibration.json", "selective.json"}
+_FILES |= {"screening.json", "screening.png", "patients.csv", "patients.png", "differential.png"}
+_FILES |= {"experts.json"}
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,27 +152,44 @@ def _evaluate(
 
 
 def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarray]:
-    """Return the selected cells, cropped, and float32 probabilities ``(n, model's classes)``."""
-    import keras
+    """Return the selected cells, cropped, and float32 probabilities ``(n, model's classes)``.
 
-    from wbc_keras.pipeline import make_batches
-    from wbc_keras.predictor import load_model
+    They are of the logits divided by the run's temperature.
+    """
+    from wbc_keras.decisions import read_decisions
+
+    cells, logits = _predict_logits(run, selection)
+    return cells, _soften(logits, read_decisions(run.folder))
+
+
+def _predict_logits(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarray]:
+    from wbc_keras.predictor import load_model, predict_logits
     from wbc_keras.prepared import prepare
 
     settings = run.config
     prepared = prepare(selection.source, roi=settings.roi, image_size=settings.data.image_size)
     cells = prepared.take(selection.manifest.table["file"])
-    model = load_model(run)
-    logits = model.predict(make_batches(cells, batch_size=_BATCH), verbose=0)
-    return cells, keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    return cells, predict_logits(load_model(run), cells)
+
+
+def _soften(logits: np.ndarray, decisions: Decisions | None) -> np.ndarray:
+    """Return probabilities in float32, as they are written: what is scored is what is read."""
+    from wbc_keras.probabilities import softmax
+
+    temperature = decisions.temperature if decisions else 1.0
+    return softmax(logits, temperature=temperature).astype("float32")
 
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
     """What models say of n cells: all that is scored and written.
 
-    rows: text columns file, label, group. labels: ``(n,)``, indices into the k ``class_names``.
-    probabilities: ``(n, k)``. boxes: ``(n, 4)``. found: bool ``(n,)``.
+    rows: text columns file, label, group, and what further experts said, if they were asked.
+    labels: ``(n,)``, indices into the k ``class_names``. probabilities: ``(n, k)``.
+    boxes: ``(n, 4)``. found: bool ``(n,)``. uncalibrated: ``(n, k)``, the probabilities without the
+    temperature. accepted: bool ``(n,)``. decisions: of each run; where one has no threshold,
+    nothing is accepted or refused. run: ``(n,)``, which run's model answered.
+    experts: how far the experts agree on all cells of the source, if they were asked.
     """
 
     rows: pd.DataFrame
@@ -172,34 +198,93 @@ class _Answers:
     probabilities: np.ndarray
     boxes: np.ndarray
     found: np.ndarray
+    uncalibrated: np.ndarray
+    accepted: np.ndarray | None
+    decisions: tuple[Decisions | None, ...]
+    run: np.ndarray
+    experts: ExpertAgreement | None
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The cells' patients, or None where none is known."""
+        groups = self.rows["group"]
+        return list(groups) if (groups != "").any() else None
 
     def score(self) -> Evaluation:
         """Return the figures."""
         from wbc_keras.labels import abnormal_classes
         from wbc_keras.metrics import evaluate_predictions
 
-        groups = self.rows["group"]
         return evaluate_predictions(
             self.labels,
             self.probabilities,
             self.class_names,
             abnormal=abnormal_classes(self.class_names),
-            groups=list(groups) if (groups != "").any() else None,
+            groups=self.groups,
         )
+
+    def of_each_cell(self, decision: str) -> np.ndarray | None:
+        """Return ``(n,)`` what its run decided for each cell, or None if a run did not."""
+        import numpy as np
+
+        values = self.of_each(decision)
+        return None if None in values else np.array(values)[self.run]
+
+    def of_each(self, decision: str) -> list[float | None]:
+        """Return what each run decided, None where it has no decisions."""
+        return [None if one is None else getattr(one, decision) for one in self.decisions]
 
 
 def _ask(run: runs.Run, selection: Selection) -> _Answers:
     import numpy as np
 
-    cells, probabilities = predict_cells(run, selection)
+    from wbc_keras.decisions import read_decisions
+
+    decisions = read_decisions(run.folder)
+    if decisions is None:
+        logger.warning("%s: has no decision.json, so probabilities stay as trained", run.folder)
+    cells, logits = _predict_logits(run, selection)
+    probabilities = selection.merge(_soften(logits, decisions))
     return _Answers(
-        selection.manifest.table[["file", "label", "group"]],
+        _rows(selection),
         selection.class_names,
         np.asarray(selection.labels()),
-        selection.merge(probabilities),
+        probabilities,
         cells.boxes,
         cells.found,
+        uncalibrated=selection.merge(_soften(logits, None)),
+        accepted=decisions.accept(probabilities) if decisions else None,
+        decisions=(decisions,),
+        run=np.zeros(len(cells), int),
+        experts=_compare_experts(selection.source.table),
     )
+
+
+def _rows(selection: Selection) -> pd.DataFrame:
+    from wbc_keras.manifest.table import REANNOTATIONS
+
+    rows = selection.manifest.table[["file", "label", "group"]]
+    source = selection.source.table.set_index("file").loc[rows["file"]]
+    shared = selection.shared.labels
+    # An answer that the model has no class for stays an answer of its own.
+    asked = {
+        name: [shared.get(answer, answer) for answer in source[name]]
+        for name in REANNOTATIONS
+        if name in source
+    }
+    return rows.assign(**asked)
+
+
+def _compare_experts(table: pd.DataFrame, **answers: Sequence[str]) -> ExpertAgreement | None:
+    """Compare labels, re-annotations and a model's answers; None if no one was asked twice."""
+    from wbc_keras.agreement import ANNOTATIONS, compare_annotations
+    from wbc_keras.manifest.table import REANNOTATIONS
+
+    columns = ["label", *REANNOTATIONS]
+    if not set(columns) <= set(table):
+        return None
+    named = {who: list(table[column]) for who, column in zip(ANNOTATIONS, columns, strict=True)}
+    return compare_annotations({**named, **answers})
 
 
 def _pool(parts: Sequence[_Answers]) -> _Answers:
@@ -212,12 +297,17 @@ def _pool(parts: Sequence[_Answers]) -> _Answers:
     rows = pd.concat([part.rows for part in parts], ignore_index=True)
     # Whatever order the runs were given in, the bootstrap draws the same cells.
     order = np.argsort(rows["file"].to_numpy(str), kind="stable")
-    arrays = ("labels", "probabilities", "boxes", "found")
+    arrays = ["labels", "probabilities", "boxes", "found", "uncalibrated"]
     pooled = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
+    accepted = [part.accepted for part in parts if part.accepted is not None]
     return _Answers(
         rows.iloc[order].reset_index(drop=True),
         parts[0].class_names,
         **{name: values[order] for name, values in pooled.items()},
+        accepted=np.concatenate(accepted)[order] if len(accepted) == len(parts) else None,
+        decisions=tuple(one for part in parts for one in part.decisions),
+        run=np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])[order],
+        experts=parts[0].experts,
     )
 
 
@@ -225,26 +315,83 @@ def _write(
     folder: Path, answers: _Answers, evaluation: Evaluation, notes: Mapping[str, Any]
 ) -> None:
     from wbc_keras import plots
-    from wbc_keras.metrics import bin_reliability, per_class_table
+    from wbc_keras.metrics import confusion_pairs, per_class_table
     from wbc_keras.predictions import prediction_table, write_predictions
+    from wbc_keras.screening_report import write_screening
 
     rows, names = answers.rows, answers.class_names
     truth, probabilities = answers.labels, answers.probabilities
     table = prediction_table(
-        list(rows["file"]), list(rows["label"]), probabilities, names, answers.boxes
+        list(rows["file"]),
+        list(rows["label"]),
+        probabilities,
+        names,
+        answers.boxes,
+        accepted=answers.accepted,
     )
     write_predictions(folder / "predictions.csv", table)
     runs.write_text(folder / "per_class.csv", per_class_table(evaluation).to_csv(index=False))
+    pairs = confusion_pairs(evaluation)
+    runs.write_text(folder / "confusion_pairs.csv", pairs.to_csv(index=False))
     figures = evaluation.to_json() | dict(notes) | {"roi_found": int(answers.found.sum())}
     runs.write_json(folder / "metrics.json", figures)
     drawn = {
         "confusion_matrix": plots.plot_confusion_matrix(evaluation.confusion, names),
         "per_class": plots.plot_per_class(evaluation),
         "roc": plots.plot_roc(truth, probabilities, names, evaluation=evaluation),
-        "reliability": plots.plot_reliability(bin_reliability(truth, probabilities)),
+        "reliability": _write_calibration(folder, answers),
+        "risk_coverage": _write_selective(folder, answers),
     }
     for name, axes in drawn.items():
         plots.save_figure(cast("Figure", axes.figure), folder / f"{name}.png")
+    write_screening(
+        folder,
+        truth,
+        probabilities,
+        names,
+        thresholds={
+            name: answers.of_each_cell(f"{name}_threshold") for name in ("sensitive", "specific")
+        },
+        groups=answers.groups,
+    )
+    if answers.experts is not None:
+        scored = _compare_experts(rows, model=list(table["predicted"]))
+        experts = {
+            "scored_cells": scored and scored.to_json(),
+            "all_cells": answers.experts.to_json(),
+        }
+        runs.write_json(folder / "experts.json", experts)
+
+
+def _write_calibration(folder: Path, answers: _Answers) -> Axes:
+    """Write ``calibration.json``, before the temperature and after, and return its plot."""
+    from wbc_keras import plots
+    from wbc_keras.calibration import measure_calibration
+
+    before, after = (
+        measure_calibration(answers.labels, shares, groups=answers.groups)
+        for shares in (answers.uncalibrated, answers.probabilities)
+    )
+    about = {"temperatures": answers.of_each("temperature")}
+    figures = about | {"before": before.to_json(), "after": after.to_json()}
+    runs.write_json(folder / "calibration.json", figures)
+    return plots.plot_calibration(before.reliability, after.reliability)[0]
+
+
+def _write_selective(folder: Path, answers: _Answers) -> Axes:
+    """Write ``selective.json``, what withholding unsure answers gives, and return its plot."""
+    from wbc_keras import plots
+    from wbc_keras.selective import measure_selective
+
+    selective = measure_selective(
+        answers.labels, answers.probabilities, accepted=answers.accepted, groups=answers.groups
+    )
+    about = {
+        "wanted_accuracies": answers.of_each("wanted_accuracy"),
+        "thresholds": answers.of_each("accept_threshold"),
+    }
+    runs.write_json(folder / "selective.json", about | selective.to_json())
+    return plots.plot_risk_coverage(selective)
 
 
 def _print_summary(evaluation: Evaluation) -> None:
@@ -256,6 +403,11 @@ def _print_summary(evaluation: Evaluation) -> None:
         low_high = intervals.get(name)
         interval = f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
         print(f"{name:18} {figures[name]:.4f}{interval}")
+    if absent := evaluation.without_cells():
+        over = len(evaluation.class_names) - len(absent)
+        print(f"macro figures are over {over} classes; no cell has: {', '.join(absent)}")
+    if evaluation.resampled_by is None:
+        print("no intervals: there is but one patient, or one cell in each class, to draw from")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
     """Write the run's model as the next version in a model folder and return that version.
 
     The SavedModel needs TensorFlow alone: ``serving_default`` takes ``image_bytes`` and gives
-    ``probabilities``, ``label`` and ``roi`` (see `inference.CellClassifier`). It is written aside
+    ``probabilities``, ``label`` and ``roi`` (see `inference.CellClassifier`); the temperature is
+    in the graph, the thresholds are in ``assets.extra/decision.json``. It is written aside
     and renamed, so that a server that polls the folder never sees half of one.
 
     Raises:
@@ -42,9 +43,10 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
     load_tensorflow()
     import tensorflow as tf
 
-    from wbc_keras.predictor import load_classifier
+    from wbc_keras.decisions import read_decisions, write_decisions
+    from wbc_keras.predictor import EXTRA, load_classifier
 
-    classifier = load_classifier(opened)
+    classifier, decisions = load_classifier(opened), read_decisions(opened.folder)
     # Its notes name the temporary folder and the graph's own inputs, neither of use to anyone.
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -53,7 +55,9 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
             classifier, str(temporary), signatures={"serving_default": classifier.serve}
         )
         classes = {"classes": list(opened.class_names)}
-        runs.write_json(temporary / "assets.extra" / "classes.json", classes)
+        runs.write_json(temporary / EXTRA / "classes.json", classes)
+        if decisions:
+            write_decisions(temporary / EXTRA, decisions)
     return version
 
 

@@ -19,6 +19,7 @@ class CellClassifier(tf.Module):
         class_names: names of the logits.
         roi: how the cell is found, as in training.
         image_size: ``(height, width)`` of the network's input.
+        temperature: the logits are divided by it.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class CellClassifier(tf.Module):
         class_names: Sequence[str],
         roi: RoiConfig,
         image_size: tuple[int, int],
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(name="cell_classifier")
         self._model = model
@@ -36,6 +38,7 @@ class CellClassifier(tf.Module):
         self._class_names = list(class_names)
         self._roi = roi
         self._image_size = image_size
+        self._temperature = temperature
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
     def serve(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -48,7 +51,7 @@ class CellClassifier(tf.Module):
         boxes = find_cells(image_bytes, roi=self._roi)[0].boxes
         images = crop_cells(image_bytes, boxes, image_size=self._image_size)
         logits = self._model(tf.cast(images, tf.float32), training=False)
-        probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
+        probabilities = tf.nn.softmax(tf.cast(logits, tf.float32) / self._temperature)
         names = tf.constant(self._class_names)
         label = tf.gather(names, tf.argmax(probabilities, axis=1))
         return {"probabilities": probabilities, "label": label, "roi": boxes}

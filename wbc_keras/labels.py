@@ -212,6 +212,29 @@ def abnormal_classes(class_names: Sequence[str]) -> list[str] | None:
     return [name for name, abnormal in zip(class_names, kinds, strict=True) if abnormal]
 
 
+def blast_classes(class_names: Sequence[str]) -> list[str] | None:
+    """Return the blasts of any line among ``class_names``, in their order.
+
+    None if a class is unknown, or if none or all are blasts: then there is nothing to tell apart.
+    """
+    found = [cell_type(name) for name in class_names]
+    kinds = [None if one is None else "blast" in _widening(one) for one in found]
+    if None in kinds or len(set(kinds)) < 2:
+        return None
+    return [name for name, blast in zip(class_names, kinds, strict=True) if blast]
+
+
+def counted_classes(class_names: Sequence[str]) -> list[str]:
+    """Return the classes that a differential count counts: all but platelets and smudge cells.
+
+    Erythroblasts are counted, so that shares are of all nucleated cells, and so is a class that is
+    not known.
+    """
+    found = {name: cell_type(name) for name in class_names}
+    left_out = ("megakaryocytic", "artefact")
+    return [name for name, one in found.items() if one is None or one.lineage not in left_out]
+
+
 @dataclass(frozen=True)
 class SharedNames:
     """Where a model's classes and the labels of some data meet.

@@ -1,6 +1,6 @@
 """Probabilities and true labels in, the figures of metrics.json out. No plotting, no files.
 
-Every figure is computed from weights of the cells: ones give the figures themselves, the counts of
+Every figure is computed from weights of the cells: ones give the figures themselves, the weights of
 a bootstrap draw give the draw's, so that both come from the same lines. A figure that cannot be
 had is NaN inside this module and None in the result.
 """
@@ -8,33 +8,45 @@ had is NaN inside this module and None in the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from wbc_keras.bootstrap import DRAWS, Interval, bootstrap_intervals, plan_resampling
+from wbc_keras.calibration import BIASED, CalibrationScorer
 from wbc_keras.errors import DataError
+from wbc_keras.probabilities import Array, Integers, check_probabilities, divide
+from wbc_keras.ranking import Ranking
 
-Array = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-
-CALIBRATION_BINS = 15
-_SPECIFICITY = (19, 20)  # 0.95 in whole numbers: counts are compared without rounding
-_BLOCK_CELLS = 1_000_000  # weights held at once; near the size that fits a processor's cache
+_ENOUGH_CELLS = 20  # a class of fewer makes a macro figure noisy
+_PAIRS_NAMED = 10
+SCORES = ("precision", "recall", "f1", "auroc", "auprc")
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One class against all others; a figure that cannot be had is None."""
+    """One class against all others; a figure that cannot be had is None.
+
+    ``intervals`` gives (low, high) of the 95 % interval by figure, None where there is none.
+    """
 
     precision: float | None
     recall: float | None
     f1: float | None
     auroc: float | None
+    auprc: float | None
     support: int
+    intervals: Mapping[str, Interval]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the class's part of metrics.json."""
+        figures = asdict(self)
+        intervals = figures.pop("intervals")
+        return figures | {"confidence_interval_95": _bounds(intervals)}
 
 
 @dataclass(frozen=True)
@@ -42,61 +54,66 @@ class Evaluation:
     """The figures of one set of cells, as fractions; a figure that cannot be had is None.
 
     ``confusion`` is int64 (classes, classes): rows are true classes, columns predicted ones.
-    ``intervals`` gives (low, high) of the central 95 % of the bootstrap draws by figure.
+    ``intervals`` gives (low, high) of the 95 % bootstrap interval by figure; ``resampled_by`` tells
+    what was drawn for it, "group" or "cell", None if nothing could be.
     """
 
     samples: int
     class_names: tuple[str, ...]
     accuracy: float
+    top2_accuracy: float
     macro_f1: float
+    macro_f1_at_least_20_cells: float | None
     balanced_accuracy: float
     mcc: float
     kappa: float | None
     macro_auroc: float | None
+    macro_auprc: float | None
     ece: float
+    adaptive_ece: float
     brier: float
+    nll: float
     abnormal_auroc: float | None
+    abnormal_auprc: float | None
     abnormal_sensitivity_at_95_specificity: float | None
     per_class: Mapping[str, ClassScores]
-    intervals: Mapping[str, tuple[float, float] | None]
+    intervals: Mapping[str, Interval]
+    resampled_by: str | None
     confusion: Integers
+
+    def without_cells(self) -> list[str]:
+        """Return the classes that no cell has: macro figures are over the others."""
+        return [name for name, one in self.per_class.items() if not one.support]
+
+    def of_at_least_20_cells(self) -> list[str]:
+        """Return the classes of at least 20 cells."""
+        return [name for name, one in self.per_class.items() if one.support >= _ENOUGH_CELLS]
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of metrics.json."""
+        named = [field.name for field in fields(self) if field.name in self.intervals]
+        figures = {name: getattr(self, name) for name in named if "abnormal" not in name}
+        abnormal = {
+            name.removeprefix("abnormal_"): getattr(self, name)
+            for name in named
+            if name.startswith("abnormal_")
+        }
+        absent, enough = self.without_cells(), self.of_at_least_20_cells()
         return {
             "samples": self.samples,
             "classes": list(self.class_names),
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "balanced_accuracy": self.balanced_accuracy,
-            "mcc": self.mcc,
-            "kappa": self.kappa,
-            "macro_auroc": self.macro_auroc,
-            "ece": self.ece,
-            "brier": self.brier,
-            "abnormal": {
-                "auroc": self.abnormal_auroc,
-                "sensitivity_at_95_specificity": self.abnormal_sensitivity_at_95_specificity,
+            **figures,
+            "abnormal": abnormal,
+            "macro_over": {
+                "classes": len(self.class_names) - len(absent),
+                "classes_of_at_least_20_cells": len(enough),
+                "without_cells": absent,
             },
-            "per_class": {name: asdict(scores) for name, scores in self.per_class.items()},
-            "confidence_interval_95": {
-                name: None if bounds is None else list(bounds)
-                for name, bounds in self.intervals.items()
-            },
+            "per_class": {name: scores.to_json() for name, scores in self.per_class.items()},
+            "confusion_pairs": confusion_pairs(self).head(_PAIRS_NAMED).to_dict("records"),
+            "confidence_interval_95": _bounds(self.intervals),
+            "resampled_by": self.resampled_by,
         }
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Top-1 confidence against accuracy in bins of equal width; NaN in a bin without cells.
-
-    ``edges`` is (bins + 1,); ``confidence``, ``accuracy`` (means) and ``counts`` are (bins,).
-    """
-
-    edges: Array
-    confidence: Array
-    accuracy: Array
-    counts: Integers
 
 
 def evaluate_predictions(
@@ -106,26 +123,23 @@ def evaluate_predictions(
     *,
     abnormal: Sequence[str] | None,
     groups: Sequence[str] | None = None,
-    draws: int = 1000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Evaluation:
     """Score predicted probabilities.
 
     - Macro figures and balanced accuracy are means over the classes with at least one cell; in a
-      bootstrap draw, over the classes with at least one cell in the draw.
+      bootstrap draw, over the classes with at least one cell in the draw. The macro F1 of classes
+      with enough cells is over those of at least 20, the same ones in every draw.
     - A class without cells has no precision, recall, F1 or AUROC; one that is never predicted has
       precision and F1 of 0, as in scikit-learn. ``mcc`` is 0 where its denominator is 0, as there.
-    - ``ece``: 15 bins of equal width over the top-1 confidence (Guo et al. 2017, eq. 3).
-    - ``brier``: mean over cells of the sum over classes of (p - y)^2, so 0 to 2 (Brier 1950).
-    - ``abnormal``: the score is the sum of the abnormal classes' probabilities; the sensitivity is
+    - ``top2_accuracy``: the true class is among the two most probable; equal ones as scikit-learn.
+    - ``auprc``: average precision, without interpolation.
+    - ``ece``, ``adaptive_ece``, ``brier``, ``nll``: see `calibration`.
+    - Abnormal: the score is the sum of the abnormal classes' probabilities; the sensitivity is
       the largest that any threshold reaches at a specificity of at least 0.95.
 
-    Intervals are percentiles of bootstrap draws: whole groups (patients) are drawn when ``groups``
-    names any, since cells of one patient are alike; else cells are drawn within their class, so
-    that no class is ever absent. ``ece`` is first moved by the draws' mean excess over the figure,
-    because a draw, holding cells twice, adds noise that ECE counts as miscalibration. An interval
-    is None if the cells leave nothing to draw (one group, or one cell in each class) or if a
-    figure cannot be had in most draws.
+    Intervals are of the bootstrap (`bootstrap.bootstrap_intervals`).
 
     Args:
         y_true: integers (n,), the index of each cell's class.
@@ -139,122 +153,100 @@ def evaluate_predictions(
     Raises:
         DataError: shapes disagree, or a value is out of range.
     """
-    truth, shares = _checked(y_true, probabilities, class_names)
-    scorer = _Scorer(truth, shares, _abnormal_classes(class_names, abnormal))
+    truth, shares = check_probabilities(y_true, probabilities, class_names)
+    scorer = Scorer(truth, shares, _abnormal_classes(class_names, abnormal))
     every_cell_once = np.ones((1, len(truth)))
-    figures = {name: float(value[0]) for name, value in scorer.figures(every_cell_once).items()}
-    plan = _sampling_plan(truth, groups)
+    figures = {name: value[0] for name, value in scorer.figures(every_cell_once).items()}
+    plan = plan_resampling(truth, groups=groups)
+    intervals = bootstrap_intervals(scorer.figures, plan, draws=draws, seed=seed, biased=BIASED)
+    whole = [name for name in figures if "/" not in name]
     return Evaluation(
         samples=len(truth),
         class_names=tuple(class_names),
-        per_class=_class_scores(class_names, scorer),
-        intervals=_intervals(scorer, figures, plan, draws=draws, seed=seed),
+        per_class={
+            name: _class_scores(c, figures, intervals, support=int(np.sum(truth == c)))
+            for c, name in enumerate(class_names)
+        },
+        intervals={name: intervals[name] for name in whole},
+        resampled_by=plan.by if intervals["accuracy"] else None,
         confusion=scorer.confusion(every_cell_once)[0].astype(np.int64),
-        **{name: _or_none(value) for name, value in figures.items()},  # type: ignore[arg-type]
+        **{name: _or_none(figures[name]) for name in whole},  # type: ignore[arg-type]
     )
 
 
 def per_class_table(evaluation: Evaluation) -> pd.DataFrame:
-    """Return ``class, precision, recall, f1, auroc, support``, NaN where a figure is missing."""
-    rows = [{"class": name, **asdict(one)} for name, one in evaluation.per_class.items()]
+    """Return ``class, precision, recall, f1, auroc, auprc, support``, then the intervals' ends.
+
+    They are ``precision_low, precision_high, recall_low, ...``; NaN where a figure is missing.
+    """
+    rows = []
+    for name, one in evaluation.per_class.items():
+        row = {"class": name, **asdict(one)}
+        for figure, bounds in row.pop("intervals").items():
+            row[f"{figure}_low"], row[f"{figure}_high"] = bounds or (None, None)
+        rows.append(row)
     table = pd.DataFrame(rows)
-    scores = ["precision", "recall", "f1", "auroc"]
-    return table.astype(dict.fromkeys(scores, float))
+    return table.astype({column: float for column in table if column not in ("class", "support")})
 
 
-def bin_reliability(
-    y_true: npt.ArrayLike, probabilities: npt.ArrayLike, *, bins: int = CALIBRATION_BINS
-) -> Reliability:
-    """Return confidence and accuracy by bin of top-1 confidence: what a reliability plot shows.
+def confusion_pairs(evaluation: Evaluation) -> pd.DataFrame:
+    """Return which class is taken for which: ``true, predicted, cells, share``, most cells first.
+
+    ``share`` is of the true class's cells.
+    """
+    wrong = evaluation.confusion * ~np.eye(len(evaluation.class_names), dtype=bool)
+    support = evaluation.confusion.sum(axis=1)
+    names = evaluation.class_names
+    rows = [
+        (names[t], names[p], int(wrong[t, p]), float(wrong[t, p] / support[t]))
+        for t, p in zip(*np.nonzero(wrong), strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["true", "predicted", "cells", "share"])
+    return table.sort_values(["cells", "share"], ascending=False, kind="stable", ignore_index=True)
+
+
+class Scorer:
+    """Every figure of one set of cells, for any number of weightings (draws, n) at once.
 
     Args:
-        y_true: integers (n,).
-        probabilities: (n, k), rows that sum to one.
-        bins: number of bins of equal width over 0 to 1.
-
-    Raises:
-        DataError: shapes disagree, or a value is out of range.
+        truth: (n,), shares: (n, k), as `check_probabilities` returns them.
+        is_abnormal: (k,), or None where that is not known.
     """
-    truth, shares = _checked(y_true, probabilities, None)
-    confidence, correct = shares.max(axis=1), shares.argmax(axis=1) == truth
-    where = _bin_of(confidence, bins)
-    counts = np.bincount(where, minlength=bins)
-    sums = [np.bincount(where, weights=values, minlength=bins) for values in (confidence, correct)]
-    means = [_divide(values, counts) for values in sums]
-    return Reliability(np.linspace(0.0, 1.0, bins + 1), means[0], means[1], counts)
-
-
-class _Ranking:
-    """Scores of positives among negatives, sorted once, for any weights of the cells.
-
-    AUROC is the chance that a positive scores above a negative, ties counting half (Fawcett 2006,
-    section 7); with negatives in order, each positive needs only the weight below it.
-    """
-
-    def __init__(self, positive: npt.NDArray[np.bool_], scores: Array) -> None:
-        self._positives = np.flatnonzero(positive)
-        negatives = np.flatnonzero(~positive)
-        self._negatives = negatives[np.argsort(scores[negatives])]
-        ranked, own = scores[self._negatives], scores[self._positives]
-        self._below = np.searchsorted(ranked, own, side="left")
-        self._up_to = np.searchsorted(ranked, own, side="right")
-
-    def auroc(self, weights: Array) -> Array:
-        """Return (draws,) for weights (draws, n); NaN where a side has no weight."""
-        wins, of_positives, of_negatives = self._accumulate(weights)
-        halves = wins[:, self._below] + wins[:, self._up_to]
-        return _divide(
-            (of_positives * halves).sum(axis=1) / 2, of_positives.sum(axis=1) * of_negatives
-        )
-
-    def sensitivity(self, weights: Array) -> Array:
-        """Return the largest sensitivity at a specificity of at least 0.95, (draws,)."""
-        wins, of_positives, of_negatives = self._accumulate(weights)
-        share, whole = _SPECIFICITY
-        # A threshold at a positive's own score rejects exactly the negatives below it.
-        allowed = wins[:, self._below] * whole >= share * of_negatives[:, np.newaxis]
-        found = _divide((of_positives * allowed).sum(axis=1), of_positives.sum(axis=1))
-        return np.where(of_negatives > 0, found, np.nan)
-
-    def _accumulate(self, weights: Array) -> tuple[Array, Array, Array]:
-        """Return weights: of the first 0, 1, ... negatives; of each positive; of all negatives."""
-        wins = np.zeros((len(weights), len(self._negatives) + 1))
-        np.cumsum(weights[:, self._negatives], axis=1, out=wins[:, 1:])
-        return wins, weights[:, self._positives], wins[:, -1]
-
-
-class _Scorer:
-    """Every figure of one set of cells, for any number of weightings (draws, n) at once."""
 
     def __init__(
         self, truth: Integers, shares: Array, is_abnormal: npt.NDArray[np.bool_] | None
     ) -> None:
-        self.samples, self._classes = shares.shape
-        predicted, confidence = shares.argmax(axis=1), shares.max(axis=1)
-        self._pair = truth * self._classes + predicted
-        self._error = ((shares - np.eye(self._classes)[truth]) ** 2).sum(axis=1)
-        in_bin = np.eye(CALIBRATION_BINS)[_bin_of(confidence, CALIBRATION_BINS)]
-        self._gap = in_bin * ((predicted == truth) - confidence)[:, np.newaxis]
-        self._rankings = [_Ranking(truth == c, shares[:, c]) for c in range(self._classes)]
+        self._classes = shares.shape[1]
+        self._pair = truth * self._classes + shares.argmax(axis=1)
+        self._in_top2 = _ranks_of_truth(truth, shares) < 2
+        self._enough = np.bincount(truth, minlength=self._classes) >= _ENOUGH_CELLS
+        self._calibration = CalibrationScorer(truth, shares)
+        self._rankings = [Ranking(truth == c, shares[:, c]) for c in range(self._classes)]
         self._abnormal = None
         if is_abnormal is not None:
-            self._abnormal = _Ranking(is_abnormal[truth], shares[:, is_abnormal].sum(axis=1))
+            self._abnormal = Ranking(is_abnormal[truth], shares[:, is_abnormal].sum(axis=1))
 
     def figures(self, weights: Array) -> dict[str, Array]:
-        """Return each figure as (draws,), NaN where it cannot be had."""
-        confusion, total = self.confusion(weights), weights.sum(axis=1)
-        aurocs = self.class_aurocs(weights)
-        missing = np.full(len(weights), np.nan)
-        abnormal = self._abnormal
+        """Return each figure as (draws,), NaN where it cannot be had; a class's as "f1/0"."""
+        confusion = self.confusion(weights)
+        true = confusion.sum(axis=2)
+        by_class = self._class_figures(weights, confusion)
+        aurocs = by_class["auroc"]
         return {
             **_confusion_figures(confusion),
+            "top2_accuracy": weights @ self._in_top2 / weights.sum(axis=1),
+            "macro_f1": _mean_where(true > 0, by_class["f1"]),
+            "macro_f1_at_least_20_cells": _mean_where((true > 0) & self._enough, by_class["f1"]),
+            "balanced_accuracy": _mean_where(true > 0, by_class["recall"]),
             "macro_auroc": _mean_where(~np.isnan(aurocs), aurocs),
-            "ece": np.abs(weights @ self._gap).sum(axis=1) / total,
-            "brier": weights @ self._error / total,
-            "abnormal_auroc": abnormal.auroc(weights) if abnormal else missing,
-            "abnormal_sensitivity_at_95_specificity": (
-                abnormal.sensitivity(weights) if abnormal else missing
-            ),
+            "macro_auprc": _mean_where(~np.isnan(aurocs), by_class["auprc"]),
+            **self._calibration.figures(weights),
+            **self._abnormal_figures(weights),
+            **{
+                f"{name}/{c}": values[:, c]
+                for name, values in by_class.items()
+                for c in range(self._classes)
+            },
         }
 
     def confusion(self, weights: Array) -> Array:
@@ -263,134 +255,80 @@ class _Scorer:
         flat = np.stack([np.bincount(self._pair, weights=row, minlength=size) for row in weights])
         return flat.reshape(-1, self._classes, self._classes).astype(np.float64)
 
-    def class_aurocs(self, weights: Array) -> Array:
-        """Return each class's AUROC against the rest, (draws, classes)."""
-        return np.stack([ranking.auroc(weights) for ranking in self._rankings], axis=1)
+    def _class_figures(self, weights: Array, confusion: Array) -> dict[str, Array]:
+        """Return `SCORES`, each (draws, classes); NaN for a class without cells."""
+        hits = np.diagonal(confusion, axis1=1, axis2=2)
+        true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+        precision = divide(hits, np.where(predicted > 0, predicted, 1.0))
+        # One class at a time: what a ranking weighs is as large as the weights.
+        ranked = [_rank_figures(ranking, weights) for ranking in self._rankings]
+        auroc, auprc = (np.stack(one, axis=1) for one in zip(*ranked, strict=True))
+        f1 = divide(2 * hits, true + predicted)
+        recall, precision = divide(hits, true), np.where(true > 0, precision, np.nan)
+        columns = (precision, recall, np.where(true > 0, f1, np.nan), auroc, auprc)
+        return dict(zip(SCORES, columns, strict=True))
+
+    def _abnormal_figures(self, weights: Array) -> dict[str, Array]:
+        names = ("auroc", "auprc", "sensitivity_at_95_specificity")
+        if self._abnormal is None:
+            return {f"abnormal_{name}": np.full(len(weights), np.nan) for name in names}
+        weighed = self._abnormal.weigh(weights)
+        # Where there is but one kind of cell, nothing is told apart.
+        auprc = np.where(weighed.negatives > 0, weighed.auprc(), np.nan)
+        values = (weighed.auroc(), auprc, weighed.sensitivity(0.95))
+        return {f"abnormal_{name}": value for name, value in zip(names, values, strict=True)}
 
 
-@dataclass(frozen=True)
-class _SamplingPlan:
-    """Units that are drawn together, with replacement, inside each stratum."""
-
-    unit_of_cell: Integers  # (n,)
-    strata: tuple[Integers, ...]  # the units of each
-
-    def draw(self, draws: int, rng: np.random.Generator) -> Array:
-        """Return how often each cell is drawn, (draws, n)."""
-        counts = np.zeros((draws, int(self.unit_of_cell.max()) + 1))
-        for units in self.strata:
-            even = np.full(len(units), 1 / len(units))
-            counts[:, units] = rng.multinomial(len(units), even, size=draws)
-        return counts[:, self.unit_of_cell]
-
-    @property
-    def leaves_nothing(self) -> bool:
-        """Whether every draw would be the cells as they are."""
-        return all(len(units) < 2 for units in self.strata)
+def _rank_figures(ranking: Ranking, weights: Array) -> tuple[Array, Array]:
+    weighed = ranking.weigh(weights)
+    return weighed.auroc(), weighed.auprc()
 
 
-def _sampling_plan(truth: Integers, groups: Sequence[str] | None) -> _SamplingPlan:
-    if groups is not None and len(groups) != len(truth):
-        raise DataError(
-            f"groups: expected one for each of {len(truth)} cells. Received: {len(groups)}"
-        )
-    if groups is None or not any(groups):
-        strata = tuple(np.flatnonzero(truth == c) for c in np.unique(truth))
-        return _SamplingPlan(np.arange(len(truth)), strata)
-    units: dict[str | int, int] = {}
-    # A cell's number never equals a name, so a cell without a group stays alone.
-    numbers = [units.setdefault(name or cell, len(units)) for cell, name in enumerate(groups)]
-    return _SamplingPlan(np.array(numbers), (np.arange(len(units)),))
-
-
-def _intervals(
-    scorer: _Scorer, figures: Mapping[str, float], plan: _SamplingPlan, *, draws: int, seed: int
-) -> dict[str, tuple[float, float] | None]:
-    if draws < 1 or plan.leaves_nothing:
-        return dict.fromkeys(figures)
-    rng = np.random.default_rng(seed)
-    blocks = [
-        scorer.figures(plan.draw(size, rng)) for size in _block_sizes(draws, len(plan.unit_of_cell))
-    ]
-    drawn = {name: np.concatenate([block[name] for block in blocks]) for name in figures}
-    drawn["ece"] = np.maximum(drawn["ece"] - drawn["ece"].mean() + figures["ece"], 0.0)
-    return {name: _central_95(values) for name, values in drawn.items()}
-
-
-def _block_sizes(draws: int, cells: int) -> Iterator[int]:
-    block = max(1, _BLOCK_CELLS // cells)
-    for start in range(0, draws, block):
-        yield min(block, draws - start)
-
-
-def _central_95(values: Array) -> tuple[float, float] | None:
-    had = values[~np.isnan(values)]
-    if len(had) * 2 <= len(values):
-        return None
-    low, high = np.percentile(had, [2.5, 97.5])
-    return float(low), float(high)
+def _ranks_of_truth(truth: Integers, shares: Array) -> Integers:
+    """Return how many classes come before the true one; of equal ones the last, as scikit-learn."""
+    own = shares[np.arange(len(truth)), truth][:, np.newaxis]
+    later = np.arange(shares.shape[1]) > truth[:, np.newaxis]
+    ranks: Integers = ((shares > own) | ((shares == own) & later)).sum(axis=1)
+    return ranks
 
 
 def _confusion_figures(confusion: Array) -> dict[str, Array]:
-    """Return the figures that need only confusion matrices (draws, classes, classes)."""
+    """Return the figures of all classes together, of matrices (draws, classes, classes)."""
     hits = np.trace(confusion, axis1=1, axis2=2)
     true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
     total = true.sum(axis=1)
     chance = (true * predicted).sum(axis=1)
     spread = (total**2 - (true**2).sum(axis=1)) * (total**2 - (predicted**2).sum(axis=1))
-    _, recall, f1 = _class_figures(confusion)
+    # Weights that are no whole numbers leave a last digit where there is no spread.
+    spread = np.where(spread > 1e-12 * total**4, spread, 0.0)
     return {
         "accuracy": hits / total,
-        "macro_f1": _mean_where(true > 0, f1),
-        "balanced_accuracy": _mean_where(true > 0, recall),
         # Gorodkin 2004, eq. 8; 0 without spread, as scikit-learn has it.
-        "mcc": np.nan_to_num(_divide(hits * total - chance, np.sqrt(spread))),
+        "mcc": np.nan_to_num(divide(hits * total - chance, np.sqrt(spread))),
         # Cohen 1960, multiplied out by total^2, so that 0/0 is met exactly.
-        "kappa": _divide(hits * total - chance, total**2 - chance),
+        "kappa": divide(hits * total - chance, total**2 - chance),
     }
 
 
-def _class_figures(confusion: Array) -> tuple[Array, Array, Array]:
-    """Return precision, recall and F1, each (draws, classes); NaN for a class without cells."""
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
-    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
-    precision = _divide(hits, np.where(predicted > 0, predicted, 1.0))
-    return (
-        np.where(true > 0, precision, np.nan),
-        _divide(hits, true),
-        np.where(true > 0, _divide(2 * hits, true + predicted), np.nan),
-    )
-
-
-def _class_scores(class_names: Sequence[str], scorer: _Scorer) -> dict[str, ClassScores]:
-    every_cell_once = np.ones((1, scorer.samples))
-    confusion = scorer.confusion(every_cell_once)
-    columns = [*_class_figures(confusion), scorer.class_aurocs(every_cell_once)]
-    precision, recall, f1, auroc = ([_or_none(value) for value in one[0]] for one in columns)
-    support = confusion[0].sum(axis=1).astype(int).tolist()
-    rows = map(ClassScores, precision, recall, f1, auroc, support)
-    return dict(zip(class_names, rows, strict=True))
-
-
-def _bin_of(confidence: Array, bins: int) -> Integers:
-    """Return the bin of each confidence; a bin holds its upper edge."""
-    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-
-
-def _divide(over: npt.NDArray[Any], under: npt.NDArray[Any]) -> Array:
-    """Return the quotient, NaN where the denominator is 0."""
-    result = np.full(np.shape(over), np.nan)
-    np.divide(over, under, out=result, where=under != 0)
-    return result
+def _class_scores(
+    c: int, figures: Mapping[str, Any], intervals: Mapping[str, Interval], *, support: int
+) -> ClassScores:
+    values = {name: _or_none(figures[f"{name}/{c}"]) for name in SCORES}
+    bounds = {name: intervals[f"{name}/{c}"] for name in SCORES}
+    return ClassScores(**values, support=support, intervals=bounds)
 
 
 def _mean_where(counted: npt.NDArray[np.bool_], values: Array) -> Array:
     """Return the mean over the last axis of the counted values, NaN where there are none."""
-    return _divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1))
+    return divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1))
 
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def _bounds(intervals: Mapping[str, Interval]) -> dict[str, list[float] | None]:
+    return {name: None if pair is None else list(pair) for name, pair in intervals.items()}
 
 
 def _abnormal_classes(
@@ -404,42 +342,3 @@ def _abnormal_classes(
             f"abnormal: expected some of {', '.join(class_names)}. Received: {', '.join(unknown)}"
         )
     return np.isin(list(class_names), list(abnormal))
-
-
-def _checked(
-    y_true: npt.ArrayLike, probabilities: npt.ArrayLike, class_names: Sequence[str] | None
-) -> tuple[Integers, Array]:
-    """Return (n,) int64 and (n, k) float64, or raise DataError."""
-    truth, shares = np.asarray(y_true), np.asarray(probabilities, dtype=np.float64)
-    if truth.ndim != 1 or shares.ndim != 2 or len(truth) != len(shares) or not shares.size:
-        raise DataError(
-            "evaluation: expected labels (n,) and probabilities (n, classes), n at least 1. "
-            f"Received: {truth.shape} and {shares.shape}"
-        )
-    if class_names is not None and len(set(class_names)) != shares.shape[1]:
-        raise DataError(
-            f"class_names: expected {shares.shape[1]} different names, one for each column of "
-            f"the probabilities. Received: {list(class_names)}"
-        )
-    if not np.issubdtype(truth.dtype, np.integer):
-        raise DataError(f"labels: expected whole numbers. Received: dtype {truth.dtype}")
-    _check_values(truth, shares)
-    return truth.astype(np.int64), shares
-
-
-def _check_values(truth: npt.NDArray[Any], shares: Array) -> None:
-    outside = np.flatnonzero((truth < 0) | (truth >= shares.shape[1]))
-    if outside.size:
-        raise DataError(
-            f"labels: expected 0 to {shares.shape[1] - 1}. "
-            f"Received: {truth[outside[0]]} at cell {outside[0]}"
-        )
-    # `not within` also refuses NaN.
-    within = np.all((shares >= 0) & (shares <= 1 + 1e-3), axis=1)
-    wrong = np.flatnonzero(~(within & (np.abs(shares.sum(axis=1) - 1) <= 1e-3)))
-    if wrong.size:
-        raise DataError(
-            "probabilities: expected rows of 0 to 1 that sum to one (not logits). "
-            f"Received: {np.array2string(shares[wrong[0]], precision=4, max_line_width=10**6)} "
-            f"at cell {wrong[0]}"
-        )

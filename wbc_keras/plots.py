@@ -19,11 +19,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import roc_curve
 
-from wbc_keras.metrics import Evaluation, Reliability
+from wbc_keras.calibration import Reliability
+from wbc_keras.metrics import Evaluation
 from wbc_keras.runs import replacing
+from wbc_keras.selective import Selective
 
 _COLORS = sns.color_palette("colorblind")
 _BLUE, _ORANGE, _GREEN, _GREY = _COLORS[0], _COLORS[1], _COLORS[2], (0.6, 0.6, 0.6)
@@ -187,6 +189,54 @@ def plot_reliability(reliability: Reliability, *, ax: Axes | None = None) -> Axe
     gaps = np.abs(accuracy - reliability.confidence)[filled] * reliability.counts[filled]
     ax.set_title(f"ECE {gaps.sum() / reliability.counts.sum():.3f}; numbers count cells", size=10)
     ax.set(xlabel="confidence", ylabel="accuracy")
+    sns.despine(ax=ax)
+    return ax
+
+
+def plot_calibration(
+    before: Reliability, after: Reliability, *, ax: tuple[Axes, Axes] | None = None
+) -> tuple[Axes, Axes]:
+    """Draw the reliability of probabilities as trained and of those divided by the temperature.
+
+    Args:
+        before: of the network's own probabilities.
+        after: of the calibrated ones, of the same cells.
+        ax: two axes.
+    """
+    if ax is None:
+        figure = Figure(figsize=(10, 5), layout="constrained")
+        ax = tuple(figure.subplots(1, 2))
+    for one, reliability, name in zip(
+        ax, (before, after), ("as trained", "calibrated"), strict=True
+    ):
+        plot_reliability(reliability, ax=one)
+        one.set_title(f"{name}: {one.get_title()}", size=10)
+    return ax
+
+
+def plot_risk_coverage(selective: Selective, *, ax: Axes | None = None) -> Axes:
+    """Draw the share of wrong answers against the share of cells answered, the surest first.
+
+    Between the best curve that so many wrong answers allow and what a random order would give.
+    """
+    curve = selective.curve
+    ax = ax or _new_axes(6.5, 4.5)
+    ax.plot(curve.coverage, curve.risk, color=_BLUE, label=f"this model, area {curve.area:.4f}")
+    share, error = np.linspace(0.001, 1, 1000), curve.risk[-1]
+    best = np.maximum(share - (1 - error), 0) / share
+    label = f"best order, area {curve.best_area:.4f}"
+    ax.plot(share, best, "--", color=_GREEN, label=label)
+    ax.plot([0, 1], [error, error], ":", color="black", label=f"random order, area {error:.4f}")
+    if selective.coverage and selective.accuracy is not None:
+        label = f"accepted: {_percent(selective.coverage)}, {selective.accuracy:.1%} of them right"
+        point = {"marker": "o", "ms": 9, "color": _ORANGE, "mec": "black", "ls": ""}
+        ax.plot(selective.coverage, 1 - selective.accuracy, label=label, **point)
+    top = 1.15 * max(curve.risk.max(), 0.01)
+    ax.set(xlim=(0, 1.01), ylim=(-0.02 * top, top))
+    ax.set(xlabel="coverage: share of cells answered", ylabel="risk: share of them wrong")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
+    ax.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     sns.despine(ax=ax)
     return ax
 

@@ -66,9 +66,14 @@ def predict(
     predictor = Predictor.load(model)
     require_readable(manifest.paths())
     probabilities, boxes = _predict_all(predictor, manifest.paths())
-    rows = manifest.table
+    rows, decisions = manifest.table, predictor.decisions
     table = prediction_table(
-        list(rows["file"]), list(rows["label"]), probabilities, predictor.class_names, boxes
+        list(rows["file"]),
+        list(rows["label"]),
+        probabilities,
+        predictor.class_names,
+        boxes,
+        accepted=decisions.accept(probabilities) if decisions else None,
     )
     if output is not None:
         write_predictions(output, table)

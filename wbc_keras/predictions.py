@@ -2,6 +2,7 @@
 
 Columns: ``file, label, predicted, confidence``, one probability per class, then the box
 ``roi_y0, roi_x0, roi_y1, roi_x1`` in relative units (0 to 1). A label that is not known is "".
+Then what is told of the answer: ``accepted`` (true or false), where a threshold was chosen.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wbc_keras.runs import replacing
 
 CELL_COLUMNS = ("file", "label", "predicted", "confidence")
 BOX_COLUMNS = ("roi_y0", "roi_x0", "roi_y1", "roi_x1")
+ACCEPTED = "accepted"
 
 
 def prediction_table(
@@ -26,6 +28,8 @@ def prediction_table(
     probabilities: npt.ArrayLike,
     class_names: Sequence[str],
     boxes: npt.ArrayLike,
+    *,
+    accepted: npt.NDArray[np.bool_] | None = None,
 ) -> pd.DataFrame:
     """Return the table of n predicted cells.
 
@@ -35,6 +39,7 @@ def prediction_table(
         probabilities: (n, k), kept as float32; ``predicted`` is the largest of these.
         class_names: k names, in the order of the columns.
         boxes: (n, 4) of y0, x0, y1, x1 in relative units, kept as float32.
+        accepted: bool (n,), whether the answer is sure enough; no column if None.
 
     Raises:
         DataError: lengths disagree, or a class has the name of another column.
@@ -57,12 +62,14 @@ def prediction_table(
     cells["confidence"] = shares.max(axis=1)
     columns = [pd.DataFrame(shares, columns=list(class_names))]
     columns.append(pd.DataFrame(corners, columns=list(BOX_COLUMNS)))
+    if accepted is not None:
+        columns.append(pd.DataFrame({ACCEPTED: accepted}))
     return pd.concat([cells, *columns], axis=1)
 
 
 def class_columns(table: pd.DataFrame) -> list[str]:
     """Return the class names of a predictions table, in its order."""
-    return [str(name) for name in table.columns[len(CELL_COLUMNS) : -len(BOX_COLUMNS)]]
+    return [str(name) for name in table.columns[len(CELL_COLUMNS) : _box_place(table.columns)]]
 
 
 def write_predictions(path: str | Path, table: pd.DataFrame) -> None:
@@ -71,6 +78,8 @@ def write_predictions(path: str | Path, table: pd.DataFrame) -> None:
     float32 is written with the fewest digits that read back to the same number, so the largest
     probability stays the largest.
     """
+    if ACCEPTED in table:
+        table = table.assign(**{ACCEPTED: table[ACCEPTED].map({True: "true", False: "false"})})
     with replacing(Path(path)) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
 
@@ -91,11 +100,15 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a predictions table ({reason})") from error
     _check_columns(path, list(table.columns))
-    return pd.concat([table.iloc[:, :3], _read_numbers(path, table.iloc[:, 3:])], axis=1)
+    end = _box_place(table.columns) + len(BOX_COLUMNS)
+    parts = [table.iloc[:, :3], _read_numbers(path, table.iloc[:, 3:end])]
+    if ACCEPTED in table:
+        parts.append(_read_accepted(path, table[ACCEPTED]).to_frame())
+    return pd.concat(parts, axis=1)
 
 
 def _check_class_names(class_names: Sequence[str]) -> None:
-    reserved = {"", *CELL_COLUMNS, *BOX_COLUMNS}
+    reserved = {"", *CELL_COLUMNS, *BOX_COLUMNS, ACCEPTED}
     taken = [name for name in class_names if name in reserved]
     if taken:
         raise DataError(
@@ -108,13 +121,31 @@ def _check_class_names(class_names: Sequence[str]) -> None:
         )
 
 
+def _box_place(columns: pd.Index) -> int:
+    """Return the place of the first column of the box, or the end if there is none."""
+    names = list(columns)
+    return names.index(BOX_COLUMNS[0]) if BOX_COLUMNS[0] in names else len(names)
+
+
 def _check_columns(path: str | Path, columns: list[str]) -> None:
-    first, last = columns[: len(CELL_COLUMNS)], columns[-len(BOX_COLUMNS) :]
-    if tuple(first) != CELL_COLUMNS or tuple(last) != BOX_COLUMNS:
+    place = _box_place(pd.Index(columns))
+    first, box = columns[: len(CELL_COLUMNS)], columns[place : place + len(BOX_COLUMNS)]
+    if tuple(first) != CELL_COLUMNS or tuple(box) != BOX_COLUMNS:
         raise DataError(
             f"{path}: is not a predictions table; expected the columns {','.join(CELL_COLUMNS)}, "
             f"the classes, {','.join(BOX_COLUMNS)}. Received: {','.join(columns)}"
         )
+    if place == len(CELL_COLUMNS):
+        raise DataError(
+            f"{path}: holds no probabilities, so it cannot be scored; expected a column for each "
+            f"class between {CELL_COLUMNS[-1]} and {BOX_COLUMNS[0]}; evaluate or predict again"
+        )
+
+
+def _read_accepted(path: str | Path, texts: pd.Series[str]) -> pd.Series[bool]:
+    if not texts.isin(["true", "false"]).all():
+        raise DataError(f"{path}: {ACCEPTED} is neither true nor false in a row; write it anew")
+    return texts == "true"
 
 
 def _read_numbers(path: str | Path, texts: pd.DataFrame) -> pd.DataFrame:

@@ -17,8 +17,16 @@ import numpy as np
 import tensorflow as tf
 
 from wbc_keras import runs
+from wbc_keras.cells import Cells
+from wbc_keras.decisions import Decisions, read_decisions
 from wbc_keras.errors import RunError
 from wbc_keras.inference import CellClassifier
+from wbc_keras.pipeline import make_batches
+
+_BATCH = 64
+
+# A SavedModel's folder for what TensorFlow Serving does not read.
+EXTRA = "assets.extra"
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,23 @@ class Predictions:
 
 
 class Predictor:
-    """A loaded model; ``class_names`` are the columns of its probabilities."""
+    """A loaded model.
 
-    def __init__(self, serve: Any, class_names: Sequence[str], *, owner: Any = None) -> None:
+    ``class_names`` are the columns of its probabilities; ``decisions``, where the model has any,
+    tell which answers are accepted (``decisions.accept(probabilities)``).
+    """
+
+    def __init__(
+        self,
+        serve: Any,
+        class_names: Sequence[str],
+        *,
+        decisions: Decisions | None = None,
+        owner: Any = None,
+    ) -> None:
         self._serve = serve
         self.class_names = tuple(class_names)
+        self.decisions = decisions
         # A graph function does not keep the model that it belongs to alive.
         self._owner = owner
 
@@ -62,12 +82,14 @@ class Predictor:
                     "what train or export wrote"
                 )
             run = runs.open_run(path)
-            classifier = load_classifier(run)
-            return cls(classifier.serve, run.class_names, owner=classifier)
+            classifier, decisions = load_classifier(run), read_decisions(path)
+            return cls(classifier.serve, run.class_names, decisions=decisions, owner=classifier)
         names = _read_class_names(saved_model)
+        decisions = read_decisions(saved_model / EXTRA)
         try:
             loaded = tf.saved_model.load(str(saved_model))
-            return cls(loaded.signatures["serving_default"], names, owner=loaded)
+            serve = loaded.signatures["serving_default"]
+            return cls(serve, names, decisions=decisions, owner=loaded)
         except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(
@@ -81,13 +103,20 @@ class Predictor:
 
 
 def load_classifier(run: runs.Run) -> CellClassifier:
-    """Load a run's model with what surrounds it."""
+    """Load a run's model with what surrounds it, its temperature too."""
+    decisions = read_decisions(run.folder)
     return CellClassifier(
         load_model(run),
         class_names=run.class_names,
         roi=run.config.roi,
         image_size=run.config.data.image_size,
+        temperature=decisions.temperature if decisions else 1.0,
     )
+
+
+def predict_logits(model: keras.Model, cells: Cells) -> np.ndarray:
+    """Return a model's logits of cropped cells, float32 ``(n, classes)``."""
+    return model.predict(make_batches(cells, batch_size=_BATCH), verbose=0)
 
 
 def load_model(run: runs.Run) -> keras.Model:
@@ -121,7 +150,7 @@ def _find_saved_model(path: Path) -> Path | None:
 
 
 def _read_class_names(saved_model: Path) -> list[str]:
-    path = saved_model / "assets.extra" / "classes.json"
+    path = saved_model / EXTRA / "classes.json"
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
     except (OSError, ValueError, KeyError) as error:

@@ -1,6 +1,6 @@
 """What a run folder holds, and how its files are written: whole or not at all.
 
-- ``config.yaml environment.json classes.json splits.csv history.csv model.keras``
+- ``config.yaml environment.json classes.json splits.csv history.csv model.keras decision.json``
 - ``evaluation/<split or data name>/ explanations/ saved_model/<version>/``
 """
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILES = ["config.yaml", "environment.json", "classes.json", "splits.csv", "bad_images.txt"]
-_FILES += ["model.keras", "training_state.npz", "history.csv"]
+_FILES += ["model.keras", "training_state.npz", "history.csv", "decision.json"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -240,9 +240,27 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
         )
     finally:
         keras.config.set_dtype_policy("float32")
-    # Its absence, beside a history, says that the run is finished.
+    _decide(runs.Run(folder, config, plan.class_names), validation_cells)
+    # Last: its absence, beside a history, says that the run is finished.
     (folder / "training_state.npz").unlink(missing_ok=True)
     return folder
+
+
+def _decide(run: runs.Run, validation: LabelledCells) -> None:
+    """Fit temperature and thresholds of the best model on the validation cells, and keep them."""
+    from wbc_keras.decisions import fit_decisions, write_decisions
+    from wbc_keras.predictor import load_model, predict_logits
+
+    logits = predict_logits(load_model(run), validation.cells)
+    decisions = fit_decisions(validation.labels, logits, run.class_names)
+    write_decisions(run.folder, decisions)
+    wanted, threshold = decisions.wanted_accuracy, decisions.accept_threshold
+    from_where = "cannot be had" if threshold is None else f"from confidence {threshold:.3f}"
+    print(
+        f"on {decisions.validation_cells} validation cells: temperature "
+        f"{decisions.temperature:.3f}, accuracy {wanted:.0%} {from_where}",
+        flush=True,
+    )
 
 
 def choose_device(settings: TrainConfig) -> tuple[str, str, bool]:

@@ -13,12 +13,14 @@ from wbc_keras.manifest.table import (
     IMAGE_SUFFIXES,
     LEAVES,
     MANIFEST,
+    REANNOTATIONS,
     Manifest,
     is_picture,
     link_checker,
     list_some,
     make_manifest,
     normalise,
+    read_annotation,
     refuse_rows,
     repeated,
 )
@@ -51,6 +53,9 @@ def read_csv(path: Path, *, label_column: str, labelled: bool) -> Manifest:
     }
     if not rows["split"]:
         del rows["split"]
+    for column in REANNOTATIONS:
+        if any(columns.get(column, ())):
+            rows[column] = [read_annotation(value) for value in columns[column]]
     _check_rows(path, numbers, rows, columns, labelled=labelled)
     _check_files(path, numbers, files)
     name = "" if path.name == MANIFEST else path.stem

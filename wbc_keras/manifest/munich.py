@@ -17,17 +17,17 @@ from wbc_keras.errors import DataError
 from wbc_keras.manifest.folders import find_pictures
 from wbc_keras.manifest.table import (
     MUNICH,
+    REANNOTATIONS,
     Manifest,
     list_some,
     make_manifest,
     normalise,
+    read_annotation,
     refuse_rows,
     repeated,
 )
 
 logger = logging.getLogger(__name__)
-
-REANNOTATIONS = ("reannotation_1", "reannotation_2")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_annotations(path: Path) -> Annotations:
     refuse_rows(
         path,
         [number for number, _ in rows],
-        faulty=(not 2 <= len(row) <= 4 or _is_none(row[1]) for _, row in rows),
+        faulty=(not 2 <= len(row) <= 4 or not read_annotation(row[1]) for _, row in rows),
         what="expected `BAS/BAS_0001.tiff BAS nan nan`: a file, its label, two re-annotations",
         values=[" ".join(row) for _, row in rows],
     )
@@ -106,12 +106,8 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def _reannotations(values: Sequence[str]) -> tuple[str, str]:
-    first, second = ("" if _is_none(value) else value for value in [*values, "", ""][:2])
+    first, second = (read_annotation(value) for value in [*values, "", ""][:2])
     return first, second
-
-
-def _is_none(value: str) -> bool:
-    return value.lower() == "nan"
 
 
 def _match_pictures(present: Sequence[str], named: Sequence[str]) -> list[str | None]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 COLUMNS = ("file", "label", "group", "split")
 
+# What two further experts called the cell, "" where they were not asked.
+REANNOTATIONS = ("reannotation_1", "reannotation_2")
+
 MANIFEST = "manifest.csv"
 MUNICH = "annotations.dat"
 LEAVES = "is a link that leaves the data folder; copy the picture into it"
@@ -83,6 +86,11 @@ def is_picture(name: str) -> bool:
 def normalise(file: str) -> str:
     """Return a path as written on any system with forward slashes and without detours."""
     return posixpath.normpath(file.replace("\\", "/")) if file else ""
+
+
+def read_annotation(value: str) -> str:
+    """Return an expert's answer as written in a table, "" where none was given (``nan``)."""
+    return "" if value.lower() == "nan" else value
 
 
 def repeated(files: Sequence[str]) -> Iterator[bool]:

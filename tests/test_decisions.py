@@ -1,0 +1,129 @@
+"""What is fitted on validation: thresholds that keep what they promise, and a whole file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from wbc_keras.decisions import (
+    Decisions,
+    fit_decisions,
+    read_decisions,
+    write_decisions,
+)
+from wbc_keras.errors import DataError, RunError
+from wbc_keras.probabilities import softmax
+
+NAMES = ["lymphocyte", "monocyte", "myeloblast", "promyelocyte"]  # two of them abnormal
+
+
+def simulate(n=900, *, names=NAMES, signal=2.0, seed=0, decimals=9):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(names), n)
+    logits = rng.normal(size=(n, len(names))) + signal * np.eye(len(names))[labels]
+    return labels, np.round(logits, decimals)
+
+
+@pytest.mark.parametrize("decimals", [9, 0])
+def test_thresholds_keep_what_they_promise_and_are_the_furthest(decimals):
+    labels, logits = simulate(decimals=decimals)
+    got = fit_decisions(labels, logits, NAMES)
+    shares = softmax(logits, temperature=got.temperature)
+    accepted = got.accept(shares)
+    assert np.mean((shares.argmax(axis=1) == labels)[accepted]) >= 0.95
+    abnormal, score = labels >= 2, shares[:, 2:].sum(axis=1)
+    assert np.mean(score[abnormal] >= got.sensitive_threshold) >= 0.95
+    assert np.mean(score[~abnormal] < got.specific_threshold) >= 0.95
+    higher = score[score > got.sensitive_threshold].min() + 1e-12
+    assert np.mean(score[abnormal] >= higher) < 0.95
+    lower = score[score < got.specific_threshold].max()
+    assert np.mean(score[~abnormal] < lower) < 0.95
+    assert got.validation_cells == 900
+
+
+def test_unknown_classes_have_no_abnormal_thresholds():
+    labels, logits = simulate(names=list("abcd"))
+    got = fit_decisions(labels, logits, list("abcd"))
+    assert (got.sensitive_threshold, got.specific_threshold) == (None, None)
+    assert got.accept_threshold is not None
+
+
+def test_validation_without_an_abnormal_cell_has_none_either():
+    labels, logits = simulate()
+    normal = labels < 2
+    got = fit_decisions(labels[normal], logits[normal], NAMES)
+    assert (got.sensitive_threshold, got.specific_threshold) == (None, None)
+
+
+def test_specificity_that_no_threshold_reaches_is_none():
+    """Normal and abnormal cells alike have an abnormal probability of 1."""
+    labels, logits = np.array([0, 1, 2, 3] * 5), np.tile([-800.0, -800.0, 0.0, 0.0], (20, 1))
+    got = fit_decisions(labels, logits, NAMES)
+    assert got.specific_threshold is None
+    assert got.sensitive_threshold is not None
+
+
+def test_wanted_accuracy_that_cannot_be_had_accepts_nothing_and_refuses_nothing():
+    labels, logits = simulate(signal=0.0, decimals=0)
+    got = fit_decisions(labels, logits, NAMES, wanted_accuracy=0.999)
+    assert got.accept_threshold is None
+    assert got.accept(softmax(logits)) is None
+
+
+def test_one_cell_is_enough():
+    got = fit_decisions([2], [[0.0, 0.1, 3.0, 0.2]], NAMES)
+    assert (got.accept_threshold, got.validation_cells) == (0.0, 1)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(DataError, match="n at least 1"):
+        fit_decisions([], np.zeros((0, 4)), NAMES)
+    with pytest.raises(DataError, match="gone astray"):
+        fit_decisions([0], [[np.nan] * 4], NAMES)
+
+
+DECISIONS = Decisions(
+    temperature=0.5,
+    wanted_accuracy=0.95,
+    accept_threshold=0.7,
+    sensitive_threshold=None,
+    specific_threshold=None,
+    validation_cells=12,
+)
+
+
+def test_file_reads_back_equal_and_a_run_without_one_has_none(tmp_path):
+    assert read_decisions(tmp_path) is None
+    write_decisions(tmp_path, DECISIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["decision.json"]
+    assert read_decisions(tmp_path) == DECISIONS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 0},
+        {"temperature": None},
+        {"temperature": float("nan")},
+        {"temperature": "hot"},
+        {"accept_threshold": "0.7"},
+        {"accept_threshold": True},
+        {"surprise": 1},
+    ],
+)
+def test_damaged_file_is_named_in_one_line(tmp_path, change):
+    write_decisions(tmp_path, DECISIONS)
+    path = tmp_path / "decision.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=r"decision\.json: is damaged") as caught:
+        read_decisions(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", '{"temperature": 1', "[]", "{}"])
+def test_cut_file_is_named(tmp_path, text):
+    (tmp_path / "decision.json").write_text(text)
+    with pytest.raises(RunError, match="is damaged"):
+        read_decisions(tmp_path)
