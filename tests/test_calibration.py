@@ -97,6 +97,20 @@ def test_hand_worked_figures():
     assert got.nll == pytest.approx(-(2 * np.log(0.8) + np.log(0.4)) / 3)
 
 
+def test_ece_by_chance_is_what_a_calibrated_model_shows():
+    """On few cells its ECE is far from 0, though nothing is wrong with it."""
+    shown, told = [], []
+    for seed in range(100):
+        labels, logits = simulate(150, seed=seed)
+        got = measure_calibration(labels, softmax(logits), draws=0)
+        shown.append(got.ece)
+        told.append(got.ece_by_chance)
+    assert np.mean(told) == pytest.approx(np.mean(shown), rel=0.1)
+    assert np.mean(told) > 0.04
+    sure = measure_calibration(np.zeros(90, int), np.eye(2)[np.zeros(90, int)], draws=0)
+    assert (sure.ece, sure.ece_by_chance) == (0, 0)
+
+
 def test_equal_confidences_share_an_adaptive_bin():
     """Whatever the order of the cells: else half of a constant confidence would look too sure."""
     labels = np.repeat([0, 1], 300)

@@ -2,6 +2,9 @@
 
 - **ECE**: mean gap between confidence and accuracy over 15 bins of equal width, weighted by their
   cells (Guo et al. 2017, eq. 3); adaptive: over 15 bins of equal cells (Nguyen and O'Connor 2015).
+  Noise in a bin counts as a gap, so few cells give an ECE above 0 to the best of models: what a
+  perfectly calibrated one would show on these cells stands beside it, and the interval tells what
+  other sets of this size would show.
 - **Brier**: mean over cells of the sum over classes of (p - y)^2, so 0 to 2 (Brier 1950).
 - **NLL**: mean negative logarithm of the true class's probability, natural, as
   scikit-learn's ``log_loss``.
@@ -23,6 +26,7 @@ from wbc_keras.probabilities import Array, Integers, check_probabilities, divide
 
 CALIBRATION_BINS = 15
 BIASED = ("ece", "adaptive_ece")  # noise in a bin counts as a gap
+_CHANCE_DRAWS = 200  # give the mean to a twentieth of its spread
 _WIDEST = np.log(50.0)  # temperatures from 1/50 to 50
 
 
@@ -54,18 +58,23 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far probabilities are from what happens; ``intervals`` by figure, None where none."""
+    """How far probabilities are from what happens; ``intervals`` by figure, None where none.
+
+    ``ece_by_chance`` is the mean ECE if each answer were right with a chance of its confidence.
+    """
 
     ece: float
     adaptive_ece: float
     brier: float
     nll: float
+    ece_by_chance: float
     intervals: dict[str, Interval]
     reliability: Reliability
 
     def to_json(self) -> dict[str, Any]:
         """Return one half of calibration.json."""
-        figures = {name: getattr(self, name) for name in ("ece", "adaptive_ece", "brier", "nll")}
+        names = ("ece", "adaptive_ece", "brier", "nll", "ece_by_chance")
+        figures = {name: getattr(self, name) for name in names}
         bounds = {name: pair and list(pair) for name, pair in self.intervals.items()}
         return figures | {
             "confidence_interval_95": bounds,
@@ -135,6 +144,7 @@ def measure_calibration(
     return Calibration(
         **{name: float(value[0]) for name, value in values.items()},
         intervals=bootstrap_intervals(scorer.figures, plan, draws=draws, seed=seed, biased=BIASED),
+        ece_by_chance=_ece_by_chance(shares.max(axis=1), seed=seed),
         reliability=bin_reliability(truth, shares),
     )
 
@@ -186,6 +196,16 @@ class CalibrationScorer:
             "brier": weights @ self._error / total,
             "nll": weights @ self._surprise / total,
         }
+
+
+def _ece_by_chance(confidence: Array, *, seed: int) -> float:
+    """Return the mean ECE over drawn outcomes of answers that are as sure as they should be."""
+    rng, bins = np.random.default_rng(seed), _bins_of_equal_width(confidence, CALIBRATION_BINS)
+    drawn = [
+        np.abs(np.bincount(bins, (rng.random(len(bins)) < confidence) - confidence)).sum()
+        for _ in range(_CHANCE_DRAWS)
+    ]
+    return float(np.mean(drawn) / len(bins))
 
 
 def _surprise(truth: Integers, shares: Array) -> Array:

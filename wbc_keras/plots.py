@@ -183,7 +183,10 @@ def plot_reliability(reliability: Reliability, *, ax: Axes | None = None) -> Axe
     for b in filled:
         ax.plot(reliability.confidence[b], accuracy[b], "o", color="black", ms=4)
         middle = edges[b] + widths[b] / 2
-        ax.text(middle, accuracy[b] + 0.02, f"{reliability.counts[b]:,}", size=7, ha="center")
+        text = ax.text(
+            middle, accuracy[b] + 0.02, f"{reliability.counts[b]:,}", size=7, ha="center"
+        )
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.3})
     ax.plot([0, 1], [0, 1], "--", color="black", linewidth=1)
     ax.set(xlim=(0, 1), ylim=(0, 1.06), aspect="equal")
     gaps = np.abs(accuracy - reliability.confidence)[filled] * reliability.counts[filled]
