@@ -4,6 +4,8 @@
 PYTHON ?= python3
 DATA ?= synthetic
 ARGS ?=
+# Test processes; each holds TensorFlow, about 1.5 GB.
+JOBS ?= 2
 
 # Thousands of real cells take as long in a few epochs as the drawn ones in all of theirs.
 DEMO_SET := $(if $(filter-out synthetic,$(DATA)),--set train.epochs=4)
@@ -45,7 +47,7 @@ demo: $(RUNTIME) ## train, evaluate, explain, export and predict, on drawn cells
 		explanations/cells.png saved_model/1 predictions.csv; do echo "  $$run/$$path"; done
 
 test: $(DEV) ## run the whole suite, notebooks included
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(DEV) ## ruff, its formatter, and notebooks stored without outputs
 	$(BIN)/ruff check .
