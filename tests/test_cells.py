@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -101,6 +104,33 @@ def test_threads_that_crop_first_are_not_warned_of_retracing(tmp_path, caplog):
     paths = [write(tmp_path / f"{i}.png", drawn(40 + i)) for i in range(16)]
     load_cells(paths, roi=ROI, image_size=(33, 37))
     assert not caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_of_large_pictures_one_a_core_is_held(tmp_path):
+    """Decoded, each of these is 94 MB; side by side in the graph, ten of them would be."""
+    image = cv2.resize(drawn(100), (2500, 2500))
+    paths = [write(tmp_path / f"{i}.jpg", image) for i in range(12)]
+    code = """
+    import resource, sys
+    from pathlib import Path
+    from wbc_keras.cells import crop_chunk
+    from wbc_keras.config import RoiConfig
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    paths = [Path(path) for path in sys.argv[1:]]
+    settings = {"roi": RoiConfig(), "image_size": (32, 32)}
+    crop_chunk(paths[:1], **settings)
+    before = peak()
+    crop_chunk(paths, **settings)
+    print(peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 200
 
 
 def test_unreadable_picture_is_named(tmp_path):

@@ -109,3 +109,17 @@ def test_parser_ends_with_2_on_an_unknown_option(capsys):
 @pytest.mark.parametrize("kind", [ConfigError, DataError, RunError])
 def test_every_error_is_a_users_mistake(kind):
     assert issubclass(kind, WbcError)
+
+
+def test_output_that_nobody_reads_any_more_is_no_error(root):
+    code = (
+        "import argparse, sys; from wbc_keras.commands import run_action\n"
+        "sys.exit(run_action(lambda arguments: print('x' * 100), argparse.Namespace()))"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

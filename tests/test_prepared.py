@@ -138,6 +138,14 @@ def test_bad_pictures_are_remembered(data):
             prepared.take(files)
 
 
+def test_headers_decide_what_is_read_so_their_code_is_part_of_the_key(data, monkeypatch, tmp_path):
+    first = make(data).folder
+    changed = tmp_path / "headers.py"
+    changed.write_text("MAX_PIXELS = 1")
+    monkeypatch.setattr("wbc_keras.headers.__file__", str(changed))
+    assert make(data).folder != first
+
+
 # Kills, full disks, two at once
 
 

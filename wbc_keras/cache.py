@@ -50,8 +50,8 @@ def materialise(
                 shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"{folder.parent}: cannot be written ({error.strerror}); make room there, or set the "
-            "environment variable WBC_KERAS_CACHE to a folder of yours"
+            f"{folder.parent}: cannot be written ({error.strerror or error}); make room there, "
+            "or set the environment variable WBC_KERAS_CACHE to a folder of yours"
         ) from error
 
 

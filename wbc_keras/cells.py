@@ -97,8 +97,15 @@ class Chunk:
     bad: dict[int, BadImage]
 
 
-def find_cells(image_bytes: tf.Tensor, *, roi: RoiConfig) -> tuple[Roi, tf.Tensor]:
+def find_cells(
+    image_bytes: tf.Tensor, *, roi: RoiConfig, at_once: int = 10
+) -> tuple[Roi, tf.Tensor]:
     """Find the cell in each encoded JPEG or PNG, string ``(b,)``; graph operations.
+
+    Args:
+        image_bytes: the pictures.
+        roi: how the cell is found.
+        at_once: how many are decoded side by side, and so are held whole.
 
     Returns:
         what `locate` gives, and the pictures' sizes, int32 ``(b, 2)``.
@@ -112,12 +119,14 @@ def find_cells(image_bytes: tf.Tensor, *, roi: RoiConfig) -> tuple[Roi, tf.Tenso
         tf.TensorSpec([THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3], tf.float32),
         tf.TensorSpec([2], tf.int32),
     )
-    thumbnails, sizes = tf.map_fn(shrink, image_bytes, fn_output_signature=signature)
+    thumbnails, sizes = tf.map_fn(
+        shrink, image_bytes, fn_output_signature=signature, parallel_iterations=at_once
+    )
     return locate(thumbnails, sizes, mode=roi.mode, margin=roi.margin), sizes
 
 
 def crop_cells(
-    image_bytes: tf.Tensor, boxes: tf.Tensor, *, image_size: tuple[int, int]
+    image_bytes: tf.Tensor, boxes: tf.Tensor, *, image_size: tuple[int, int], at_once: int = 10
 ) -> tf.Tensor:
     """Cut a box out of each encoded picture: uint8 ``(b, *image_size, 3)``; graph operations.
 
@@ -129,7 +138,9 @@ def crop_cells(
         return crop(decode(pair[0]), pair[1], image_size=image_size)
 
     signature = tf.TensorSpec([*image_size, 3], tf.uint8)
-    return tf.map_fn(cut, (image_bytes, boxes), fn_output_signature=signature)
+    return tf.map_fn(
+        cut, (image_bytes, boxes), fn_output_signature=signature, parallel_iterations=at_once
+    )
 
 
 def load_cells(paths: Iterable[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Cells:
@@ -220,8 +231,9 @@ def _make_cutter(roi: RoiConfig, image_size: tuple[int, int]) -> Any:
     """Compile the way from encoded pictures to crops, boxes, found and sizes."""
 
     def cut(image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        located, sizes = find_cells(image_bytes, roi=roi)
-        images = crop_cells(image_bytes, located.boxes, image_size=image_size)
+        # One at a time: there is a thread for every core already, and pictures may be large.
+        located, sizes = find_cells(image_bytes, roi=roi, at_once=1)
+        images = crop_cells(image_bytes, located.boxes, image_size=image_size, at_once=1)
         return images, located.boxes, located.found, sizes
 
     signature = [tf.TensorSpec([None], tf.string)]

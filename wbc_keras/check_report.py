@@ -125,7 +125,8 @@ def _render_section(root: Path, problem: str, findings: Sequence[Finding]) -> st
 def _render_figure(root: Path, finding: Finding) -> str:
     files = [finding.file, finding.related] if finding.related else [finding.file]
     pictures = "".join(_render_picture(root / file) for file in files)
-    names = "<br>".join(escape(file) for file in files)
+    # A long path breaks after a folder rather than within a word.
+    names = "<br>".join(escape(file).replace("/", "/<wbr>") for file in files)
     return (
         f"<figure{' class=pair' if finding.related else ''}><div>{pictures}</div>"
         f"<figcaption>{names}<br><span>{escape(finding.detail)}</span></figcaption></figure>"

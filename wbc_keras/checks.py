@@ -134,7 +134,7 @@ class Screening:
 
 
 def screen(manifest: Manifest, *, near_duplicates: str = "keep_together") -> Screening:
-    """Check as training begins: headers and copies, without decoding pictures in full.
+    """Check as training begins; pictures are looked at small, not by the decoder of training.
 
     Args:
         manifest: labelled cells whose pictures can be read.

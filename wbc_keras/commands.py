@@ -43,9 +43,14 @@ def run_action(action: Callable[[argparse.Namespace], None], arguments: argparse
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         action(arguments)
+        sys.stdout.flush()
     except WbcError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read the output, `head` for one, has seen enough: the rest goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell reports SIGPIPE
     except OSError as error:
         # A full disk, a folder without permission: the machine's state, not a bug.
         if error.filename is None and error.errno is None:

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from wbc_keras import cells, images, localize, stain
+from wbc_keras import cells, headers, images, localize, stain
 from wbc_keras.cache import cache_dir, materialise
 from wbc_keras.cells import CHUNK, Cells, StoredImages, iter_chunks
 from wbc_keras.commands import silent_stderr
@@ -125,7 +125,7 @@ def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) 
 def _hash_all(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) -> str:
     """Hash what decides the cells: the files as they are now, the settings and the code."""
     digest = hashlib.sha256()
-    for module in (cells, images, localize, stain):
+    for module in (cells, headers, images, localize, stain):
         digest.update(Path(str(module.__file__)).read_bytes())
     settings = [dataclasses.asdict(roi), image_size, tf.__version__]
     digest.update(json.dumps(settings).encode())

@@ -370,7 +370,8 @@ def _print_found(mode: str, *parts: Cells) -> None:
         return
     found = sum(int(cells.found.sum()) for cells in parts)
     total = sum(len(cells) for cells in parts)
-    print(f"ROI: cell found in {found} of {total}, the others cropped at the centre", flush=True)
+    rest = ", the others cropped at the centre" if found < total else ""
+    print(f"ROI: cell found in {found} of {total}{rest}", flush=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _collect(
     lines: Iterable[tuple[int, list[str]]], header: Sequence[str], label_column: str
 ) -> tuple[Sequence[int], _Columns, list[str]]:
     """Keep of each row what is needed, once: a table may have a million."""
-    wanted = {"file", label_column, "group", "patient", "split"}
+    wanted = {"file", label_column, "group", "patient", "split", *REANNOTATIONS}
     places = [(name, place) for place, name in enumerate(header) if name in wanted]
     columns: _Columns = {name: [] for name, _ in places}
     numbers, uneven, known = array("Q"), list[str](), dict[str, str]()
