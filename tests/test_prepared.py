@@ -165,7 +165,8 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_a_store(data, cache):
     killed.communicate()
     (left,) = stores(cache)
     assert left.startswith(".")
-    prepared = make(data)
+    # Other settings are another store; what was killed is removed all the same.
+    prepared = make(data, image_size=(40, 32))
     assert stores(cache) == [prepared.folder.name]
     assert len(prepared.found) == 150
 
@@ -257,6 +258,8 @@ def test_command_names_bad_pictures(data, tmp_path, capsys):
     assert "data.bad_images=skip" in line
     assert main([*arguments, "--set", "data.bad_images=skip"]) == 0
     assert "bad pictures 2" in capsys.readouterr().out
+    # Training does not ask for these.
+    assert main([*arguments, "--set", "data.exclude_labels=[monocyte]"]) == 0
 
 
 def test_about_names_the_source(data):

@@ -40,6 +40,7 @@ def materialise(
         with _lock(folder):
             if is_whole(folder):
                 return
+            _clear_killed(folder.parent)
             for left in (unfinished, folder):
                 shutil.rmtree(left, ignore_errors=True)
             unfinished.mkdir(parents=True)
@@ -55,12 +56,24 @@ def materialise(
         ) from error
 
 
+def _clear_killed(parent: Path) -> None:
+    """Remove the unfinished folders in ``parent`` that nobody is at work on."""
+    for left in parent.glob(".*.new"):
+        lock = filelock.FileLock(_lock_path(parent / left.name[1 : -len(".new")]))
+        with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lock_path(folder: Path) -> Path:
+    return cache_dir() / "locks" / f"{folder.parent.name}-{folder.name}.lock"
+
+
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the lock of ``folder``; the system frees it when its holder dies."""
-    locks = cache_dir() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(locks / f"{folder.parent.name}-{folder.name}.lock")
+    path = _lock_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:

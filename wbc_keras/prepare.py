@@ -11,6 +11,7 @@ from wbc_keras.config import Config, load_config
 from wbc_keras.errors import DataError
 
 if TYPE_CHECKING:
+    from wbc_keras.manifest import Manifest
     from wbc_keras.prepared import Prepared
 
 
@@ -26,21 +27,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _action(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, overrides=arguments.set).with_source(arguments.data)
-    prepared = prepare_cells(config)
+    manifest, prepared = prepare_cells(config)
     from wbc_keras.images import describe_bad
 
     found = int(prepared.found.sum())
     print(f"cells {len(prepared.found)}  found {found}  bad pictures {len(prepared.bad)}")
     print(prepared.folder)
-    if prepared.bad and config.data.bad_images == "error":
+    wanted = manifest.without_labels(config.data.exclude_labels).table["file"]
+    bad = prepared.bad_among(wanted)
+    if bad and config.data.bad_images == "error":
         raise DataError(
-            f"{describe_bad(list(prepared.bad.values()))}; training will not start with them: mend "
-            "or remove them, or leave them out with --set data.bad_images=skip"
+            f"{describe_bad(bad.values())}; training will not start with them: mend or remove "
+            "them, or leave them out with --set data.bad_images=skip"
         )
 
 
-def prepare_cells(config: Config) -> Prepared:
-    """Return the cropped cells of the source that ``config`` names; they are made if need be.
+def prepare_cells(config: Config) -> tuple[Manifest, Prepared]:
+    """Return the source that ``config`` names and its cropped cells, which are made if need be.
 
     Raises:
         DataError: what is wrong with the source, or with the place where the cells are kept.
@@ -55,7 +58,7 @@ def prepare_cells(config: Config) -> Prepared:
     load_tensorflow()
     from wbc_keras.prepared import prepare
 
-    return prepare(manifest, roi=config.roi, image_size=settings.image_size)
+    return manifest, prepare(manifest, roi=config.roi, image_size=settings.image_size)
 
 
 if __name__ == "__main__":

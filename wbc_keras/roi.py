@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +148,8 @@ def _locate_all(manifest: Manifest, roi: RoiConfig) -> Iterator[Located]:
 
     find = tf.function(locate, reduce_retracing=True)
     files = list(manifest.table["file"])
-    with ThreadPoolExecutor() as pool:
+    # One a core: each holds a whole picture, however large.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), _BATCH):
             names = files[start : start + _BATCH]
             read = list(pool.map(_read_small, (manifest.root / name for name in names)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def survey_pictures(root: Path, files: Sequence[str]) -> Survey:
     forms: dict[int, str] = {}
     columns: list[npt.NDArray[Any]] = []
     # libpng writes a line of its own for each damaged file.
-    with silent_stderr(), ThreadPoolExecutor() as pool:
+    with silent_stderr(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # In parts: a million waiting calls would take a gigabyte.
         for start in range(0, len(files), _BATCH):
             paths = [root / file for file in files[start : start + _BATCH]]

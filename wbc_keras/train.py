@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from wbc_keras import runs
 from wbc_keras.commands import add_settings, load_tensorflow, make_parser, run_action
 from wbc_keras.config import Config, TrainConfig, dump_config, load_config
-from wbc_keras.errors import ConfigError, DataError, RunError
+from wbc_keras.errors import DataError, RunError
 
 if TYPE_CHECKING:
     import keras
@@ -162,7 +162,7 @@ def plan_data(config: Config) -> DataPlan:
     source = read_manifest(
         settings.source, label_column=settings.label_column, synthetic=settings.synthetic
     )
-    manifest = _without_labels(source, settings.exclude_labels)
+    manifest = source.without_labels(settings.exclude_labels)
     prepared = prepare(source, roi=config.roi, image_size=settings.image_size)
     bad = prepared.bad_among(manifest.table["file"])
     if bad and settings.bad_images == "error":
@@ -196,16 +196,6 @@ def plan_data(config: Config) -> DataPlan:
         notes=(*splits.notes, *screening.notes),
         bad=tuple(bad.values()),
     )
-
-
-def _without_labels(manifest: Manifest, labels: Sequence[str]) -> Manifest:
-    missing = sorted(set(labels) - set(manifest.class_names()))
-    if missing:
-        raise ConfigError(
-            f"data.exclude_labels: {', '.join(missing)} is not among the data's labels "
-            f"({', '.join(manifest.class_names())})"
-        )
-    return manifest.select(~manifest.table["label"].isin(labels).to_numpy())
 
 
 def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from wbc_keras.errors import DataError
+from wbc_keras.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +56,20 @@ class Manifest:
     def class_names(self) -> list[str]:
         """Return the labels present, sorted, without the unknown."""
         return sorted(set(self.table["label"]) - {""})
+
+    def without_labels(self, labels: Sequence[str]) -> Manifest:
+        """Return the rows whose label is none of ``labels``.
+
+        Raises:
+            ConfigError: no row has one of them.
+        """
+        missing = sorted(set(labels) - set(self.class_names()))
+        if missing:
+            raise ConfigError(
+                f"data.exclude_labels: {', '.join(missing)} is not among the data's labels "
+                f"({', '.join(self.class_names())})"
+            )
+        return self.select(~self.table["label"].isin(labels).to_numpy())
 
     def select(self, mask: npt.ArrayLike) -> Manifest:
         """Return the rows where ``mask``, bool (n,), is true, numbered anew from 0."""
