@@ -1,0 +1,193 @@
+"""What a clinician reads in a minute: the main figures of a run, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wbc_keras.estimates import Estimate, count, estimate, make_estimate, percent
+from wbc_keras.record import Json, Record, Scored
+
+_WEAKEST = 3
+_FEW = 20  # cells; a class of fewer makes a figure noisy
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One large figure: what it is, its value, and its interval or what it rests on."""
+
+    title: str
+    value: str
+    detail: str
+
+
+def headlines(record: Record) -> list[Headline]:
+    """Return the figures to be seen first, of the run's main evaluation."""
+    if record.main is None:
+        return []
+    metrics = record.main.metrics
+    accuracy, macro = estimate(metrics, "accuracy"), estimate(metrics, "macro_f1")
+    found = [
+        Headline("cells named right", accuracy.percent, _interval(accuracy)),
+        Headline("macro F1, every class alike", macro.percent, _interval(macro)),
+    ]
+    if point := _sensitive_point(record.main):
+        rate = estimate(point, "sensitivity")
+        found.append(Headline("abnormal cells found", rate.percent, _interval(rate)))
+    if (withheld := _withheld(record.main)) is not None:
+        right = percent(record.main.selective["accuracy"]) if withheld < 1 else "none"  # type: ignore[index]
+        detail = f"of the others {right} right" if withheld < 1 else "no answer is sure enough"
+        found.append(Headline("would rather not decide", percent(withheld), detail))
+    return found
+
+
+def summarise(record: Record) -> list[str]:
+    """Return the main points as sentences, the ground they stand on first."""
+    if record.main is None:
+        return ["This run was not scored yet: there are no figures."]
+    return [
+        _say_tested(record, record.main),
+        *_say_split(record),
+        _say_accuracy(record.main.metrics),
+        *_say_abnormal(record.main),
+        *_say_withheld(record.main),
+        *_say_weakest(record.main.metrics),
+        *_say_small(record.main.metrics),
+    ]
+
+
+def limits(record: Record) -> list[str]:
+    """Return what the figures do not tell, of this run and of any."""
+    found = []
+    if record.by_patient is False:
+        found.append(
+            "Cells of one person may be in training and test: expect lower figures on new patients."
+        )
+    if record.main and (left := record.main.metrics.get("left_out")):
+        cells = ", ".join(f"{name} ({number:,})" for name, number in left.items())
+        found.append(f"Cells that the model has no class for were left out: {cells}.")
+    if record.main and not record.main.metrics.get("resampled_by"):
+        found.append("There are no intervals: too few patients or cells to draw from.")
+    return [
+        *found,
+        "Intervals tell the noise of this test set, not what another laboratory, stain, scanner "
+        "or population would see.",
+        "The model answers for any picture, also for one that shows no cell or a cell of a kind "
+        "that it was never taught.",
+        "Labels are taken as true. Experts differ on such cells, so part of the mistakes may be "
+        "the labels', and a figure near 100 % may mean that habits of labelling were learned.",
+        "Heatmaps show where a network looked, not why; they are as coarse as its last layer.",
+        "Nothing here was tried in patients' care. Research use only: not a medical device, not "
+        "for diagnosis.",
+    ]
+
+
+def weakest_classes(metrics: Json) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the classes of the lowest F1, with their scores; those without cells are not among."""
+    scores = (metrics.get("per_class") or {}).items()
+    known = [(name, one) for name, one in scores if one.get("f1") is not None]
+    return sorted(known, key=lambda item: float(item[1]["f1"]))[:_WEAKEST]
+
+
+def _interval(figure: Estimate) -> str:
+    return f"95 % interval {figure.range}" if figure.range else "no interval"
+
+
+def _say_tested(record: Record, scored: Scored) -> str:
+    cells = count(int(scored.metrics["samples"]), "cell")
+    classes = count(len(scored.metrics["classes"]), "class", "classes")
+    patients = _count_patients(record, scored)
+    of = f" of {count(patients, 'patient or group', 'patients or groups')}" if patients else ""
+    what = {"test": "test cells", "all": "all cells"}.get(scored.name, f"cells of {scored.name}")
+    return f"Scored on {cells}{of} in {classes} ({what})."
+
+
+def _count_patients(record: Record, scored: Scored) -> int:
+    found = scored.question("patients")
+    if found is not None:
+        return int(found["patients"])
+    if record.splits is None or scored.name != "test":
+        return 0
+    groups = record.splits.loc[record.splits["split"] == "test", "group"]
+    return int(groups[groups != ""].nunique())
+
+
+def _say_split(record: Record) -> Iterator[str]:
+    if record.by_patient:
+        yield "Split by patient: no patient tested here was seen in training."
+    elif record.by_patient is False:
+        yield (
+            "Not split by patient: cells of one person may be in training and test, and the "
+            "figures are the more flattering for it."
+        )
+
+
+def _say_accuracy(metrics: Json) -> str:
+    accuracy, macro = estimate(metrics, "accuracy"), estimate(metrics, "macro_f1")
+    return (
+        f"It names {accuracy.with_range} of the cells right. With every class counting alike, "
+        f"rare ones as much as common ones, macro F1 is {macro.with_range}."
+    )
+
+
+def _say_abnormal(scored: Scored) -> Iterator[str]:
+    point = _sensitive_point(scored)
+    if point is None:
+        if scored.screening and scored.question("abnormal") is None:
+            yield "Its classes do not tell normal from abnormal cells, so screening is not judged."
+        return
+    found, abnormal = point["true_positives"], point["true_positives"] + point["false_negatives"]
+    rate, others = estimate(point, "sensitivity"), estimate(point, "specificity")
+    yield (
+        f"Set to miss few abnormal cells, it finds {found:,} of {abnormal:,}: {rate.with_range}. "
+        f"For that it leaves {others.with_range} of the normal cells alone and calls "
+        f"{count(point['false_positives'], 'normal cell')} abnormal."
+    )
+
+
+def _sensitive_point(scored: Scored) -> Json | None:
+    points = (scored.question("abnormal") or {}).get("operating_points") or {}
+    point: Json | None = points.get("sensitive")
+    return point if point and point.get("sensitivity") is not None else None
+
+
+def _withheld(scored: Scored) -> float | None:
+    coverage = (scored.selective or {}).get("coverage")
+    return None if coverage is None else 1 - float(coverage)
+
+
+def _say_withheld(scored: Scored) -> Iterator[str]:
+    if scored.selective is None:
+        return
+    withheld = _withheld(scored)
+    if withheld is None:
+        yield "No confidence kept the wanted accuracy on validation, so it has no way to abstain."
+        return
+    right = make_estimate(
+        scored.selective["accuracy"], scored.selective["confidence_interval_95"].get("accuracy")
+    )
+    yield (
+        f"It would rather not decide {percent(withheld)} of the cells"
+        + (f"; of those it answers, {right.with_range} are right." if withheld < 1 else ".")
+    )
+
+
+def _say_weakest(metrics: Json) -> Iterator[str]:
+    weakest = weakest_classes(metrics)
+    if weakest:
+        named = "; ".join(
+            f"{name} (F1 {percent(one['f1'])}, {count(one['support'], 'cell')})"
+            for name, one in weakest
+        )
+        yield f"Weakest classes: {named}."
+
+
+def _say_small(metrics: Json) -> Iterator[str]:
+    scores = metrics.get("per_class") or {}
+    absent = [name for name, one in scores.items() if not one["support"]]
+    small = [name for name, one in scores.items() if 0 < one["support"] < _FEW]
+    if small:
+        yield f"Fewer than {_FEW} cells, so hardly known: {', '.join(small)}."
+    if absent:
+        yield f"Not tested, as no cell has these labels: {', '.join(absent)}."
