@@ -64,6 +64,9 @@ def show_mistakes(
         config: of the run; names where its cells are.
         data: where they are now, if they were moved.
         pictures: whether pictures may be shown.
+
+    Raises:
+        DataError: ``data`` is given and cannot be read.
     """
     chosen = choose_mistakes(predictions)
     source, reason = _find_cells(config, data) if pictures else (None, "left out (--no-pictures)")
@@ -107,6 +110,8 @@ def _find_cells(config: Config, data: str | Path | None) -> tuple[Manifest | Non
             labelled=False,
         )
     except (DataError, OSError) as error:
+        if data is not None:
+            raise
         # The report is of the run: it stands without the pictures, but says so.
         logger.warning("no pictures of cells: %s", error)
         return None, "the run's pictures are not where they were; give their place with --data"

@@ -43,6 +43,11 @@ _CLASS_SCORES = {"recall": "recall (sensitivity)", "precision": "precision", "f1
 _CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
 
 
+# All that may be made, with the checklists, which are a module of their own.
+NAMES = ("data", "settings", "evaluations", "figures", "per_class", "confusion_pairs", "screening")
+NAMES += ("operating_points", "calibration", "coverage", "patients", "experts", "checklists")
+
+
 @dataclass(frozen=True)
 class Table:
     """A table for people.

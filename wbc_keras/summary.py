@@ -48,7 +48,7 @@ def summarise(record: Record) -> list[str]:
         return ["This run was not scored yet: there are no figures."]
     return [
         _say_tested(record, record.main),
-        *_say_split(record),
+        *say_split(record),
         _say_accuracy(record.main.metrics),
         *_say_abnormal(record.main),
         *_say_withheld(record.main),
@@ -113,7 +113,8 @@ def _count_patients(record: Record, scored: Scored) -> int:
     return int(groups[groups != ""].nunique())
 
 
-def _say_split(record: Record) -> Iterator[str]:
+def say_split(record: Record) -> Iterator[str]:
+    """Yield what the split makes of the figures, if it is known."""
     if record.by_patient:
         yield "Split by patient: no patient tested here was seen in training."
     elif record.by_patient is False:
