@@ -25,10 +25,19 @@ class Estimate:
     @property
     def text(self) -> str:
         """As a table has it: ``0.971 [0.962, 0.979]``."""
-        if self.value is None:
-            return NONE
-        ends = f" [{self.low:.3f}, {self.high:.3f}]" if self._has_interval else ""
-        return f"{self.value:.3f}{ends}"
+        return f"{self.figure} {self.bounds}".strip()
+
+    @property
+    def figure(self) -> str:
+        """Without the interval: ``0.971``."""
+        return NONE if self.value is None else f"{self.value:.3f}"
+
+    @property
+    def bounds(self) -> str:
+        """The interval alone: ``[0.962, 0.979]``, or "" if there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{self.low:.3f}, {self.high:.3f}]"
 
     @property
     def percent(self) -> str:
@@ -37,19 +46,16 @@ class Estimate:
 
     @property
     def range(self) -> str:
-        """The interval in per cent, ``96.2 to 97.9 %``, or "" if there is none."""
+        """The interval in per cent, ``95 % CI 96.2 to 97.9``, or "" if there is none."""
         if self.low is None or self.high is None:
             return ""
-        return f"{percent(self.low).removesuffix(_SIGN)} to {percent(self.high)}"
+        ends = [percent(end).removesuffix(_SIGN) for end in (self.low, self.high)]
+        return f"95{_SIGN} CI {ends[0]} to {ends[1]}"
 
     @property
     def with_range(self) -> str:
         """Per cent with the interval, as a sentence has it."""
-        return f"{self.percent} (95 % interval {self.range})" if self.range else self.percent
-
-    @property
-    def _has_interval(self) -> bool:
-        return self.low is not None and self.high is not None
+        return f"{self.percent} ({self.range})" if self.range else self.percent
 
 
 _SIGN = "\N{NO-BREAK SPACE}%"
@@ -85,5 +91,7 @@ def percent(share: float) -> str:
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """Return ``1 cell``, ``2,386 cells``."""
+    """Return ``no cell``, ``1 cell``, ``2,386 cells``."""
+    if number == 0:
+        return f"no {one}"
     return f"{number:,} {one if number == 1 else many or one + 's'}"

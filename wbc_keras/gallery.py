@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from wbc_keras.commands import silent_stderr
 from wbc_keras.config import Config
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import Manifest, read_manifest
+from wbc_keras.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -54,42 +55,47 @@ def choose_mistakes(predictions: pd.DataFrame, *, most: int = MOST_SHOWN) -> pd.
     return chosen.sort_values(["label", "confidence"], ascending=[True, False], kind="stable")
 
 
-def show_mistakes(
-    predictions: pd.DataFrame, config: Config, *, data: str | Path | None, pictures: bool
-) -> tuple[list[Mistake], str]:
-    """Return mistakes with their pictures, and why there are none if so.
+@dataclass(frozen=True)
+class Mistakes:
+    """Wrong answers to look at.
+
+    Attributes:
+        cells: by true class, the surest of each first.
+        no_pictures: why they are without pictures, "" if they have them.
+    """
+
+    cells: tuple[Mistake, ...]
+    no_pictures: str
+
+    def by_class(self) -> list[tuple[str, list[Mistake]]]:
+        """Return each true class with its mistakes."""
+        labels = dict.fromkeys(one.label for one in self.cells)
+        return [(label, [one for one in self.cells if one.label == label]) for label in labels]
+
+
+def show_mistakes(record: Record, *, data: str | Path | None = None) -> Mistakes:
+    """Return mistakes of the run's main evaluation, with their pictures if these are at hand.
 
     Args:
-        predictions: as `predictions.read_predictions` gives them.
-        config: of the run; names where its cells are.
-        data: where they are now, if they were moved.
-        pictures: whether pictures may be shown.
+        record: the run.
+        data: where its cells are now, if they were moved.
 
     Raises:
         DataError: ``data`` is given and cannot be read.
     """
-    chosen = choose_mistakes(predictions)
-    source, reason = _find_cells(config, data) if pictures else (None, "left out (--no-pictures)")
+    if record.main is None or record.main.predictions is None:
+        return Mistakes((), "")
+    source, reason = _find_cells(record.run.config, data)
     known = set() if source is None else set(source.table["file"])
-    found = [
-        Mistake(
-            str(row.file),
-            str(row.label),
-            str(row.predicted),
-            float(row.confidence),
-            _picture(source, str(row.file)) if source and row.file in known else None,
-        )
-        for row in chosen.itertuples()
-    ]
-    if not reason and found and not any(one.picture for one in found):
+    chosen = choose_mistakes(record.main.predictions)
+    columns = [chosen[name] for name in ("file", "label", "predicted", "confidence")]
+    found = tuple(
+        Mistake(file, label, predicted, float(confidence), _picture(source, file, known))
+        for file, label, predicted, confidence in zip(*columns, strict=True)
+    )
+    if not reason and not any(one.picture for one in found):
         reason = "none of these cells is in the data; give their place with --data"
-    return found, reason
-
-
-def by_class(mistakes: list[Mistake]) -> Iterator[tuple[str, list[Mistake]]]:
-    """Yield each true class with its mistakes, in their order."""
-    for label in dict.fromkeys(one.label for one in mistakes):
-        yield label, [one for one in mistakes if one.label == label]
+    return Mistakes(found, reason if found else "")
 
 
 def embed(data: bytes, kind: str) -> str:
@@ -118,7 +124,10 @@ def _find_cells(config: Config, data: str | Path | None) -> tuple[Manifest | Non
     return manifest, ""
 
 
-def _picture(source: Manifest, file: str) -> str | None:
+def _picture(source: Manifest | None, file: str, known: Collection[str]) -> str | None:
+    """Return a cell's picture, if it is one of the source's: no other file is opened."""
+    if source is None or file not in known:
+        return None
     # libpng writes a line of its own for each damaged file.
     with silent_stderr():
         jpeg = make_thumbnail(source.root / file)

@@ -15,7 +15,7 @@ import yaml
 from wbc_keras.estimates import count, estimate
 from wbc_keras.record import Record
 from wbc_keras.report_page import describe_source, make_templates
-from wbc_keras.report_tables import Table, as_text
+from wbc_keras.report_tables import NAMES, Table, as_text
 from wbc_keras.summary import limits, say_split, summarise
 
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "macro_auroc": "roc_auc"}
@@ -51,15 +51,11 @@ def render_card(record: Record, tables: Mapping[str, Table]) -> str:
             f"{estimate(one.metrics, 'accuracy').with_range}"
             for one in record.evaluations[1:]
         ],
-        "tables": {**dict.fromkeys(_OPTIONAL), **tables},
+        "tables": {**dict.fromkeys(NAMES), **tables},
         "limits": limits(record),
         "missing": record.missing,
     }
     return templates.get_template("model_card.md.j2").render(context) + "\n"
-
-
-_OPTIONAL = ("data", "figures", "per_class", "screening", "operating_points", "calibration")
-_OPTIONAL += ("coverage", "patients", "experts", "evaluations")
 
 
 def escape_markdown(text: str) -> str:

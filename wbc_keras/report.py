@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-pictures",
         action="store_true",
-        help="show no cell, so that the report may leave the house",
+        help="show no cell and no file name, so that the report may leave the house",
     )
     return run_action(_action, parser.parse_args(argv))
 
@@ -43,7 +43,7 @@ def report(
     Args:
         run: the run folder.
         data: where the run's cells are now, if they were moved.
-        pictures: whether cells may be shown. Without, file names still stand in the report.
+        pictures: whether cells, and the names of their files, may be shown.
 
     Returns:
         the three paths.
@@ -69,12 +69,8 @@ def report(
     }
     known = {f"{name}{suffix}" for name in NAMES for suffix in (".csv", ".tex")}
     runs.require_replaceable(folder / TABLES, frozenset(known))
-    mistakes, reason = [], ""
-    if record.main and record.main.predictions is not None:
-        mistakes, reason = show_mistakes(
-            record.main.predictions, record.run.config, data=data, pictures=pictures
-        )
-    page = render_page(record, tables, mistakes, no_pictures=reason, explanations=pictures)
+    shown = show_mistakes(record, data=data) if pictures else None
+    page = render_page(record, tables, shown)
     card = render_card(record, tables)
     with runs.replacing_folder(folder / TABLES) as temporary:
         for name, text in files.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -15,13 +15,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from wbc_keras import __version__
-from wbc_keras.estimates import count, percent
-from wbc_keras.gallery import Mistake, by_class, embed
+from wbc_keras.errors import RunError
+from wbc_keras.estimates import Estimate, count, percent
+from wbc_keras.gallery import Mistakes, embed
 from wbc_keras.labels import abnormal_classes
 from wbc_keras.plots import plot_history
 from wbc_keras.predictions import class_columns
 from wbc_keras.record import Record, Scored
-from wbc_keras.report_tables import Table, as_text, sort_key
+from wbc_keras.report_tables import Cell, Table, as_text, sort_key
 from wbc_keras.summary import headlines, limits, summarise
 
 _MOST_CELLS = 100_000  # whose numbers are put into the page: at most 1.2 MB
@@ -49,26 +50,18 @@ class Plot:
     address: str
 
 
-def render_page(
-    record: Record,
-    tables: Mapping[str, Table],
-    mistakes: Sequence[Mistake],
-    *,
-    no_pictures: str = "",
-    explanations: bool = True,
-) -> str:
+def render_page(record: Record, tables: Mapping[str, Table], mistakes: Mistakes | None) -> str:
     """Return the page.
 
     Args:
         record: the run.
         tables: by name (`report_tables.make_tables`), and ``checklists``.
-        mistakes: with or without their pictures.
-        no_pictures: why there are none.
-        explanations: whether the sheet of heatmaps, which shows cells, may be put in.
+        mistakes: to look at; None if no cell may be shown, in a sheet of heatmaps either.
     """
     names = list(record.run.class_names)
     page = make_templates(autoescape=True).get_template("report.html.j2")
-    plots = _embed_plots(record, explanations=explanations)
+    shown = mistakes or Mistakes((), "left out, as was asked")
+    plots = _embed_plots(record, explanations=mistakes is not None)
     context: dict[str, Any] = {
         "name": record.run.folder.resolve().name,
         "version": __version__,
@@ -82,9 +75,9 @@ def render_page(
         "classes": names,
         "abnormal": abnormal_classes(names),
         "source": describe_source(record),
-        "gallery": list(by_class(list(mistakes))),
-        "gallery_size": len(mistakes),
-        "no_pictures": no_pictures if mistakes else "",
+        "gallery": shown.by_class(),
+        "gallery_size": len(shown.cells),
+        "no_pictures": shown.no_pictures,
         **_describe_main(record),
     }
     return page.render(context, contents=_contents(context)) + "\n"
@@ -99,8 +92,17 @@ def make_templates(*, autoescape: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"text": as_text, "key": sort_key, "percent": percent}
+    templates.filters |= {"figure": _figure, "bounds": _bounds}
+    templates.filters |= {"key": sort_key, "percent": percent}
     return templates
+
+
+def _figure(cell: Cell) -> str:
+    return cell.figure if isinstance(cell, Estimate) else as_text(cell)
+
+
+def _bounds(cell: Cell) -> str:
+    return cell.bounds if isinstance(cell, Estimate) else ""
 
 
 class _Known(dict[str, Any]):
@@ -146,15 +148,25 @@ def describe_source(record: Record, *, cells: bool = True) -> str:
 def _describe_main(record: Record) -> dict[str, Any]:
     main = record.main
     if main is None or main.predictions is None:
-        return {"sliders": None, "wrong": None, "roi_found": None, "detection": ""}
+        return {"sliders": None, "wrong": None, "roi_found": "", "detection": ""}
     wrong = int((main.predictions["label"] != main.predictions["predicted"]).sum())
-    found, cells = main.metrics.get("roi_found"), len(main.predictions)
     return {
         "sliders": _pack_sliders(record, main),
         "wrong": f"{wrong:,}",
-        "roi_found": None if found is None else f"{found:,} of {cells:,}",
+        "roi_found": _say_found(main.metrics.get("roi_found"), len(main.predictions)),
         "detection": _say_detection(main),
     }
+
+
+def _say_found(found: int | None, cells: int) -> str:
+    if found is None:
+        return ""
+    if found == cells:
+        return "In each of the cells scored a cell was found and cropped."
+    return (
+        f"In {found:,} of the {cells:,} pictures scored a cell was found and cropped; the others "
+        "were cropped at the centre."
+    )
 
 
 def _say_detection(scored: Scored) -> str:
@@ -163,10 +175,10 @@ def _say_detection(scored: Scored) -> str:
         return ""
     over = len(found["found"]) + len(found["missed"])
     under = len(found["false_alarms"]) + len(found["cleared"])
+    told = f"{len(found['found'])} of {over} patients" if over else "There is no patient"
     return (
-        f"Of {count(over, 'patient')} with {percent(found['threshold'])} blasts or more, "
-        f"{len(found['found'])} are told so; of {count(under, 'other')}, "
-        f"{count(len(found['false_alarms']), 'is', 'are')} falsely alarmed."
+        f"{told} with {found['threshold']:.0%} blasts or more{' found' if over else ''}; "
+        f"{len(found['false_alarms'])} of {count(under, 'other patient')} falsely alarmed."
     )
 
 
@@ -194,7 +206,7 @@ def _pack_sliders(record: Record, scored: Scored) -> dict[str, Any]:
         "flags": _base64(flags),
         "call": points[0][1] if points else 0.5,
     }
-    gauges = [("coverage", "coverage: cells answered"), ("accuracy", "named right of them")]
+    gauges = [("coverage", "coverage"), ("accuracy", "right of those answered")]
     screened = [(name, name) for name in ("sensitivity", "specificity")]
     return {
         "packed": packed,
@@ -202,7 +214,7 @@ def _pack_sliders(record: Record, scored: Scored) -> dict[str, Any]:
         "shown": f"{len(taken):,}",
         "points": points,
         "accept": record.decisions and record.decisions.accept_threshold,
-        "gauges": gauges if scores is None else [*screened, ("ppv", "called rightly"), *gauges],
+        "gauges": gauges if scores is None else [*screened, ("ppv", "PPV"), *gauges],
     }
 
 
@@ -253,7 +265,9 @@ def _embed_file(path: Path) -> str:
     if len(data) <= _LARGE_PICTURE:
         return embed(data, "png")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise RunError(f"{path}: is no picture; make it again, or remove it")
     scale = min(1.0, _WIDEST / image.shape[1])
     size = [round(side * scale) for side in image.shape[1::-1]]
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return embed(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes(), "jpeg")
+    return embed(cv2.imencode(".jpg", small)[1].tobytes(), "jpeg")

@@ -44,8 +44,10 @@ _CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
 
 
 # All that may be made, with the checklists, which are a module of their own.
-NAMES = ("data", "settings", "evaluations", "figures", "per_class", "confusion_pairs", "screening")
-NAMES += ("operating_points", "calibration", "coverage", "patients", "experts", "checklists")
+NAMES: tuple[str, ...] = (
+    *("data", "settings", "evaluations", "figures", "per_class", "confusion_pairs", "screening"),
+    *("operating_points", "calibration", "coverage", "patients", "experts", "checklists"),
+)
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def _per_class(metrics: Json) -> Table:
         "Each class against all others, with 95 % intervals. Recall: share of the class's cells "
         "that are named right; precision: share of the cells so named that are of the class."
     )
-    return Table("per_class", "Class by class", note, columns, rows)
+    return Table("per_class", "Scores of each class", note, columns, rows)
 
 
 def _confusion_pairs(metrics: Json) -> Table:
@@ -272,7 +274,7 @@ def _screening(scored: Scored) -> Table:
     )
     columns = ("looked for", "classes", "such cells", "others", "AUROC", "average precision")
     note = "AUROC: how often such a cell scores above another one; 0.5 is a coin."
-    return Table("screening", "Early detection", note, columns, rows)
+    return Table("screening", "Such cells told from all others", note, columns, rows)
 
 
 def _operating_points(scored: Scored) -> Table:
@@ -325,7 +327,7 @@ def _patients(scored: Scored) -> Table | None:
     found = scored.question("patients")
     if found is None:
         return None
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (f"{name} share", *_agreement(one)) for name, one in (found.get("shares") or {}).items()
     ]
     rows += [(name, *_agreement(one)) for name, one in (found.get("differential") or {}).items()]
@@ -350,7 +352,7 @@ def _agreement(one: Mapping[str, Any]) -> tuple[Cell, ...]:
 def _experts(scored: Scored) -> Table | None:
     if scored.experts is None:
         return None
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             f"{pair['first']} and {pair['second']}",
             cells,
@@ -364,7 +366,7 @@ def _experts(scored: Scored) -> Table | None:
     )
     columns = ("who", "cells", "number", "agreement", "kappa")
     note = "How often two give a cell the same name: the ceiling that a model is read against."
-    return Table("experts", "Beside the experts", note, columns, rows)
+    return Table("experts", "Agreement, two by two", note, columns, rows)
 
 
 def _interval(cell: Cell) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wbc_keras.estimates import Estimate, count, estimate, make_estimate, percent
+from wbc_keras.estimates import Estimate, count, estimate, percent
 from wbc_keras.record import Json, Record, Scored
 
 _WEAKEST = 3
@@ -22,6 +22,14 @@ class Headline:
     detail: str
 
 
+@dataclass(frozen=True)
+class Point:
+    """One main point: what it is about, in a word or two, and a sentence or two."""
+
+    lead: str
+    text: str
+
+
 def headlines(record: Record) -> list[Headline]:
     """Return the figures to be seen first, of the run's main evaluation."""
     if record.main is None:
@@ -30,31 +38,33 @@ def headlines(record: Record) -> list[Headline]:
     accuracy, macro = estimate(metrics, "accuracy"), estimate(metrics, "macro_f1")
     found = [
         Headline("cells named right", accuracy.percent, _interval(accuracy)),
-        Headline("macro F1, every class alike", macro.percent, _interval(macro)),
+        Headline("all classes alike (macro F1)", macro.percent, _interval(macro)),
     ]
     if point := _sensitive_point(record.main):
         rate = estimate(point, "sensitivity")
         found.append(Headline("abnormal cells found", rate.percent, _interval(rate)))
     if (withheld := _withheld(record.main)) is not None:
-        right = percent(record.main.selective["accuracy"]) if withheld < 1 else "none"  # type: ignore[index]
-        detail = f"of the others {right} right" if withheld < 1 else "no answer is sure enough"
-        found.append(Headline("would rather not decide", percent(withheld), detail))
+        found.append(
+            Headline("would rather not decide", percent(withheld), _detail_withheld(record.main))
+        )
     return found
 
 
-def summarise(record: Record) -> list[str]:
-    """Return the main points as sentences, the ground they stand on first."""
+def summarise(record: Record) -> list[Point]:
+    """Return the main points, the ground they stand on first."""
     if record.main is None:
-        return ["This run was not scored yet: there are no figures."]
-    return [
-        _say_tested(record, record.main),
-        *say_split(record),
-        _say_accuracy(record.main.metrics),
-        *_say_abnormal(record.main),
-        *_say_withheld(record.main),
-        *_say_weakest(record.main.metrics),
-        *_say_small(record.main.metrics),
-    ]
+        return [Point("Tested", "This run was not scored yet: there are no figures.")]
+    points = {
+        "Tested": [_say_tested(record, record.main)],
+        "Split": say_split(record),
+        "Accuracy": [_say_accuracy(record.main.metrics)],
+        "Abnormal cells": _say_abnormal(record.main),
+        "Unsure": _say_withheld(record.main),
+        "Weakest": _say_weakest(record.main.metrics),
+        "Hardly known": _say_small(record.main.metrics),
+    }
+    said = {lead: " ".join(sentences) for lead, sentences in points.items()}
+    return [Point(lead, text) for lead, text in said.items() if text]
 
 
 def limits(record: Record) -> list[str]:
@@ -91,7 +101,7 @@ def weakest_classes(metrics: Json) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _interval(figure: Estimate) -> str:
-    return f"95 % interval {figure.range}" if figure.range else "no interval"
+    return figure.range or "no interval"
 
 
 def _say_tested(record: Record, scored: Scored) -> str:
@@ -158,30 +168,38 @@ def _withheld(scored: Scored) -> float | None:
     return None if coverage is None else 1 - float(coverage)
 
 
+def _detail_withheld(scored: Scored) -> str:
+    right = estimate(scored.selective or {}, "accuracy")
+    if right.value is None:
+        return "no answer is sure enough"
+    return f"of the others {right.percent} right" if _withheld(scored) else "it answers all"
+
+
 def _say_withheld(scored: Scored) -> Iterator[str]:
     if scored.selective is None:
         return
-    withheld = _withheld(scored)
+    withheld, right = _withheld(scored), estimate(scored.selective, "accuracy")
     if withheld is None:
         yield "No confidence kept the wanted accuracy on validation, so it has no way to abstain."
-        return
-    right = make_estimate(
-        scored.selective["accuracy"], scored.selective["confidence_interval_95"].get("accuracy")
-    )
-    yield (
-        f"It would rather not decide {percent(withheld)} of the cells"
-        + (f"; of those it answers, {right.with_range} are right." if withheld < 1 else ".")
-    )
+    elif withheld == 0:
+        yield "It answers every cell: on validation no answer had to be withheld."
+    elif right.value is None:
+        yield "It would rather decide no cell: none is answered surely enough."
+    else:
+        yield (
+            f"It would rather not decide {percent(withheld)} of the cells; of those it answers, "
+            f"{right.with_range} are right."
+        )
 
 
 def _say_weakest(metrics: Json) -> Iterator[str]:
     weakest = weakest_classes(metrics)
     if weakest:
         named = "; ".join(
-            f"{name} (F1 {percent(one['f1'])}, {count(one['support'], 'cell')})"
+            f"{name} (F1 {percent(one['f1'])} on {count(one['support'], 'cell')})"
             for name, one in weakest
         )
-        yield f"Weakest classes: {named}."
+        yield f"{named}."
 
 
 def _say_small(metrics: Json) -> Iterator[str]:
@@ -189,6 +207,6 @@ def _say_small(metrics: Json) -> Iterator[str]:
     absent = [name for name, one in scores.items() if not one["support"]]
     small = [name for name, one in scores.items() if 0 < one["support"] < _FEW]
     if small:
-        yield f"Fewer than {_FEW} cells, so hardly known: {', '.join(small)}."
+        yield f"Fewer than {_FEW} cells: {', '.join(small)}."
     if absent:
-        yield f"Not tested, as no cell has these labels: {', '.join(absent)}."
+        yield f"No cell at all, so not tested: {', '.join(absent)}."
