@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wbc_keras.record import Record, Scored
+from wbc_keras.record import Record
 from wbc_keras.report_tables import Table
 
 TRIPOD, CLAIM = "TRIPOD+AI", "CLAIM 2024"
@@ -155,11 +155,6 @@ def _answers(record: Record) -> dict[str, str]:
         "calibration": "calibration.json" if main and main.calibration else "",
         "experts": "experts.json" if main and main.experts else "",
         "screening": "screening.json" if any(questions.values()) else "",
-        "external": ", ".join(f"evaluation/{one.name}" for one in _elsewhere(record)),
+        "external": ", ".join(f"evaluation/{one.name}" for one in record.elsewhere),
     }
     return {part: where for part, where in there.items() if where}
-
-
-def _elsewhere(record: Record) -> list[Scored]:
-    own = ("test", "validation", "train", "all")
-    return [one for one in record.evaluations if one.name not in own]

@@ -43,6 +43,7 @@ def render_card(record: Record, tables: Mapping[str, Table]) -> str:
         "software": ", ".join(f"{name} {number}" for name, number in packages.items() if number),
         "made": date.today().isoformat(),
         "source": describe_source(record),
+        "own_cells": record.main is not None and record.main not in record.elsewhere,
         "split_sentence": " ".join(say_split(record)) or "How the cells were split is not known.",
         "resampled": _say_resampled(record),
         "summary": summarise(record),

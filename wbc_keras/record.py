@@ -14,10 +14,12 @@ from wbc_keras.decisions import DECISION_FILE, Decisions, read_decisions
 from wbc_keras.errors import RunError
 from wbc_keras.predictions import read_predictions
 from wbc_keras.runs import Run, open_run
-from wbc_keras.splits import read_splits
+from wbc_keras.splits import SPLITS, read_splits
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
+
+OWN = (*SPLITS, "all")  # what evaluations of the run's own cells are filed under
 
 # What an evaluation may hold beside its figures, and what it is for.
 _PARTS = {
@@ -85,6 +87,11 @@ class Record:
     def main(self) -> Scored | None:
         """The evaluation that the report is about: the run's own test cells, if scored."""
         return self.evaluations[0] if self.evaluations else None
+
+    @property
+    def elsewhere(self) -> tuple[Scored, ...]:
+        """The evaluations on other data than the run's own."""
+        return tuple(one for one in self.evaluations if one.name not in OWN)
 
     @property
     def by_patient(self) -> bool | None:

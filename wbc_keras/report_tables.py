@@ -15,6 +15,8 @@ from wbc_keras.splits import SPLITS
 
 Cell = str | int | Estimate
 
+_LINES_OF_A_PAGE = 40
+
 # JSON name -> what people call it; areas, errors and shares alike are fractions.
 FIGURES = {
     "accuracy": "accuracy",
@@ -39,7 +41,7 @@ _CALIBRATION = {
     "nll": "negative log-likelihood",
 }
 RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
-_CLASS_SCORES = {"recall": "recall (sensitivity)", "precision": "precision", "f1": "F1"}
+_CLASS_SCORES = {"recall": "recall", "precision": "precision", "f1": "F1"}
 _CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
 
 
@@ -91,8 +93,10 @@ class Table:
             caption=_escape_caption(self.title),
             label=f"tab:{self.name}",
             column_format="".join("l" if self.is_text(c) else "r" for c in range(len(frame.T))),
+            longtable=len(self.rows) > _LINES_OF_A_PAGE,
         )
-        return text
+        # After the end of a row LaTeX would take a bracket for a length.
+        return text.replace("\n[", "\n{}[")
 
     def is_text(self, column: int) -> bool:
         """Tell whether a column holds texts, which stand on the left."""
@@ -230,16 +234,17 @@ def _per_class(metrics: Json) -> Table:
     rows = tuple(
         (
             name,
-            kinds[is_abnormal(name)],
             int(one["support"]),
             *(estimate(one, score) for score in named),
+            kinds[is_abnormal(name)],
         )
         for name, one in scores.items()
     )
-    columns = ("class", "kind", "cells", *(_CLASS_SCORES[name] for name in named))
+    columns = ("class", "cells", *(_CLASS_SCORES[name] for name in named), "kind")
     note = (
-        "Each class against all others, with 95 % intervals. Recall: share of the class's cells "
-        "that are named right; precision: share of the cells so named that are of the class."
+        "Each class against all others, with 95 % intervals. Recall (sensitivity): share of the "
+        "class's cells that are named right; precision: share of the cells so named that are of "
+        "the class."
     )
     return Table("per_class", "Scores of each class", note, columns, rows)
 
@@ -278,7 +283,7 @@ def _screening(scored: Scored) -> Table:
 
 
 def _operating_points(scored: Scored) -> Table:
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             f"{title}, {name}",
             Estimate(point.get("threshold")),
@@ -350,23 +355,22 @@ def _agreement(one: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _experts(scored: Scored) -> Table | None:
-    if scored.experts is None:
-        return None
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (
-            f"{pair['first']} and {pair['second']}",
-            cells,
-            int(compared["cells"]),
-            Estimate(pair["agreement"]),
-            Estimate(pair.get("kappa")),
-        )
-        for key, cells in (("scored_cells", "scored here"), ("all_cells", "all of the source"))
-        if (compared := scored.experts.get(key))
-        for pair in compared["pairs"]
-    )
+    rows: list[tuple[Cell, ...]] = []
+    for key, cells in (("scored_cells", "scored here"), ("all_cells", "all of the source")):
+        compared = (scored.experts or {}).get(key) or {"pairs": []}
+        rows += [
+            (
+                f"{pair['first']} and {pair['second']}",
+                cells,
+                int(compared["cells"]),
+                estimate(pair, "agreement"),
+                Estimate(pair.get("kappa")),
+            )
+            for pair in compared["pairs"]
+        ]
     columns = ("who", "cells", "number", "agreement", "kappa")
     note = "How often two give a cell the same name: the ceiling that a model is read against."
-    return Table("experts", "Agreement, two by two", note, columns, rows)
+    return Table("experts", "Agreement, two by two", note, columns, tuple(rows))
 
 
 def _interval(cell: Cell) -> bool:

@@ -125,11 +125,13 @@ def _count_patients(record: Record, scored: Scored) -> int:
 
 def say_split(record: Record) -> Iterator[str]:
     """Yield what the split makes of the figures, if it is known."""
-    if record.by_patient:
-        yield "Split by patient: no patient tested here was seen in training."
+    if record.main in record.elsewhere:
+        yield "These are other data than those it was trained on."
+    elif record.by_patient:
+        yield "By patient: no patient tested here was seen in training."
     elif record.by_patient is False:
         yield (
-            "Not split by patient: cells of one person may be in training and test, and the "
+            "Not by patient: cells of one person may be in training and test, and the "
             "figures are the more flattering for it."
         )
 
