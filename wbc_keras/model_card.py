@@ -110,8 +110,8 @@ def _list_thresholds(record: Record) -> str:
         return ""
     chosen = {
         "an answer is accepted from a confidence of": record.decisions.accept_threshold,
-        "a cell is called abnormal, missing few, from": record.decisions.sensitive_threshold,
-        "with few false alarms, from": record.decisions.specific_threshold,
+        "a cell is called abnormal, so that 95 % of them were found on validation, from": record.decisions.sensitive_threshold,
+        "so that 95 % of the normal cells were left alone there, from": record.decisions.specific_threshold,
     }
     return "; ".join(
         f"{what} {'none could be had' if value is None else f'{value:.3f}'}"

@@ -222,8 +222,8 @@ def _chosen_points(record: Record) -> list[tuple[str, float]]:
     if record.decisions is None:
         return []
     chosen = {
-        "misses few": record.decisions.sensitive_threshold,
-        "few false alarms": record.decisions.specific_threshold,
+        "found 95 % on validation": record.decisions.sensitive_threshold,
+        "spared 95 % on validation": record.decisions.specific_threshold,
     }
     return [(title, value) for title, value in chosen.items() if value is not None]
 
@@ -249,7 +249,7 @@ def _embed_plots(record: Record, *, explanations: bool) -> dict[str, Plot]:
                 alt = f"{title}. The numbers are in the tables of this section."
                 plots[name] = Plot(title, alt, _embed_file(path))
     if record.explanations and explanations:
-        title = "Cells, each beside itself under its heatmap; titles in red are wrong answers"
+        title = "Cells, each beside itself under its heatmap; wrong answers have coloured titles"
         plots["explanations"] = Plot(title, title, _embed_file(record.explanations))
     return plots
 

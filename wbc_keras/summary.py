@@ -40,7 +40,7 @@ def headlines(record: Record) -> list[Headline]:
         Headline("cells named right", accuracy.percent, _interval(accuracy)),
         Headline("all classes alike (macro F1)", macro.percent, _interval(macro)),
     ]
-    if point := _sensitive_point(record.main):
+    if point := _point(record.main, "sensitive"):
         rate = estimate(point, "sensitivity")
         found.append(Headline("abnormal cells found", rate.percent, _interval(rate)))
     if (withheld := _withheld(record.main)) is not None:
@@ -145,24 +145,31 @@ def _say_accuracy(metrics: Json) -> str:
 
 
 def _say_abnormal(scored: Scored) -> Iterator[str]:
-    point = _sensitive_point(scored)
-    if point is None:
-        if scored.screening and scored.question("abnormal") is None:
-            yield "Its classes do not tell normal from abnormal cells, so screening is not judged."
-        return
-    found, abnormal = point["true_positives"], point["true_positives"] + point["false_negatives"]
-    rate, others = estimate(point, "sensitivity"), estimate(point, "specificity")
-    yield (
-        f"Set to miss few abnormal cells, it finds {found:,} of {abnormal:,}: {rate.with_range}. "
-        f"For that it leaves {others.with_range} of the normal cells alone and calls "
-        f"{count(point['false_positives'], 'normal cell')} abnormal."
-    )
+    if scored.screening and scored.question("abnormal") is None:
+        yield "Its classes do not tell normal from abnormal cells, so screening is not judged."
+    if point := _point(scored, "sensitive"):
+        found, missed = point["true_positives"], point["false_negatives"]
+        yield (
+            f"At the threshold that found 95 % of the abnormal cells on validation, it finds "
+            f"{found:,} of {found + missed:,} here: {estimate(point, 'sensitivity').with_range}, "
+            f"and calls {count(point['false_positives'], 'normal cell')} abnormal (specificity "
+            f"{estimate(point, 'specificity').with_range})."
+        )
+    if point := _point(scored, "specific"):
+        yield (
+            "At the one that left 95 % of the normal cells alone there, sensitivity is "
+            f"{estimate(point, 'sensitivity').percent} and specificity "
+            f"{estimate(point, 'specificity').percent}."
+        )
 
 
-def _sensitive_point(scored: Scored) -> Json | None:
+def _point(scored: Scored, name: str) -> Json | None:
+    """Return an operating point for abnormal cells, if there are abnormal and normal ones."""
     points = (scored.question("abnormal") or {}).get("operating_points") or {}
-    point: Json | None = points.get("sensitive")
-    return point if point and point.get("sensitivity") is not None else None
+    point: Json | None = points.get(name)
+    if point is None or None in (point.get("sensitivity"), point.get("specificity")):
+        return None
+    return point
 
 
 def _withheld(scored: Scored) -> float | None:
