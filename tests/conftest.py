@@ -176,6 +176,23 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def scored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five classes and patients, scored with simulated answers, its cells beside it."""
+    from scored_runs import make_scored_run
+
+    return make_scored_run(tmp_path_factory.mktemp("scored"))
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without patients, its classes named to break a page."""
+    from scored_runs import HOSTILE, make_scored_run
+
+    folder = tmp_path_factory.mktemp("hostile")
+    return make_scored_run(folder, class_names=HOSTILE, patients=False)
+
+
+@pytest.fixture(scope="session")
 def saved_model(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
     """The run exported: version 1 in a model folder."""
     from wbc_keras.export import main

@@ -20,18 +20,20 @@ LAYERS = (
     "__init__ errors commands config cache labels manifest splits group_search synthetic metrics "
     "balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
-    "decisions proportions screening patients comparison",
+    "decisions proportions screening patients comparison estimates record report_tables summary "
+    "checklists gallery",
     # 1: TensorFlow and Keras parts
     "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots screening_plots screening_report",
+    "classifier fitting inference predictor gradcam plots screening_plots screening_report "
+    "report_page model_card",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare manifest.__main__",
+    "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}
 # What --help has no use for; each costs a newcomer's first second.
-HEAVY = TENSORFLOW | {"cv2", "matplotlib", "pandas", "scipy", "seaborn", "sklearn"}
+HEAVY = TENSORFLOW | {"cv2", "jinja2", "matplotlib", "pandas", "scipy", "seaborn", "sklearn"}
 # Where a package is not imported by the name it is installed by.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"}
 

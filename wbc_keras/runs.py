@@ -2,6 +2,7 @@
 
 - ``config.yaml environment.json classes.json splits.csv history.csv model.keras decision.json``
 - ``evaluation/<split or data name>/ explanations/ saved_model/<version>/``
+- ``report.html model_card.md tables/``
 """
 
 from __future__ import annotations
@@ -178,8 +179,12 @@ class Run:
         return self.folder / "splits.csv"
 
 
-def open_run(folder: str | Path) -> Run:
+def open_run(folder: str | Path, *, needs_model: bool = True) -> Run:
     """Read a run folder.
+
+    Args:
+        folder: what train wrote.
+        needs_model: whether its model must still be there.
 
     Raises:
         RunError: it is not a run folder, or training has not written a model yet.
@@ -187,7 +192,7 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; give the folder that train wrote (--run)")
-    for name in ("config.yaml", "classes.json", "model.keras"):
+    for name in ("config.yaml", "classes.json", *(["model.keras"] if needs_model else [])):
         if not (folder / name).is_file():
             raise RunError(
                 f"{folder}: holds no {name}, so it is not a finished run; give a folder that "
