@@ -106,12 +106,13 @@ def _index(record: Record, name: str, metrics: Mapping[str, Any]) -> dict[str, A
 
 
 def _list_thresholds(record: Record) -> str:
-    if record.decisions is None:
+    one = record.decisions
+    if one is None:
         return ""
     chosen = {
-        "an answer is accepted from a confidence of": record.decisions.accept_threshold,
-        "a cell is called abnormal, so that 95 % of them were found on validation, from": record.decisions.sensitive_threshold,
-        "so that 95 % of the normal cells were left alone there, from": record.decisions.specific_threshold,
+        "an answer is accepted from a confidence of": one.accept_threshold,
+        "a cell is called abnormal, so that 95 % of such were found, from": one.sensitive_threshold,
+        "so that 95 % of the normal cells were left alone, from": one.specific_threshold,
     }
     return "; ".join(
         f"{what} {'none could be had' if value is None else f'{value:.3f}'}"

@@ -150,10 +150,10 @@ def _say_abnormal(scored: Scored) -> Iterator[str]:
     if point := _point(scored, "sensitive"):
         found, missed = point["true_positives"], point["false_negatives"]
         yield (
-            f"At the threshold that found 95 % of the abnormal cells on validation, it finds "
+            "At the threshold that found 95 % of the abnormal cells on validation, it finds "
             f"{found:,} of {found + missed:,} here: {estimate(point, 'sensitivity').with_range}, "
-            f"and calls {count(point['false_positives'], 'normal cell')} abnormal (specificity "
-            f"{estimate(point, 'specificity').with_range})."
+            f"and calls {count(point['false_positives'], 'normal cell')} abnormal: specificity "
+            f"{estimate(point, 'specificity').with_range}."
         )
     if point := _point(scored, "specific"):
         yield (
