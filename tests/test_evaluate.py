@@ -23,9 +23,13 @@ from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
 from wbc_keras.explain import strongest_classes
 from wbc_keras.manifest import read_manifest
+from wbc_keras.non_cells import KINDS
+from wbc_keras.novelty import read_novelty
 from wbc_keras.predict import predict
 from wbc_keras.predictions import class_columns, read_predictions
+from wbc_keras.prepared import prepare
 from wbc_keras.runs import open_run
+from wbc_keras.second_look import rank_labels
 from wbc_keras.selection import select_cells
 from wbc_keras.splits import make_splits, write_splits
 
@@ -132,9 +136,56 @@ def test_accepted_answers_are_those_over_the_threshold(evaluation, trained_run):
     assert told["accuracy"] == (pytest.approx(right.mean()) if accepted.any() else None)
 
 
+def test_novelty_is_of_the_runs_own_features(evaluation, trained_run):
+    """The network's pooled features by hand, against the file that training left."""
+    table = read_predictions(evaluation / FILE)
+    assert list(table.columns)[-2:] == ["accepted", "novelty"]
+    run = open_run(trained_run)
+    selection = select_cells(run)
+    cells = prepare(selection.source, roi=run.config.roi, image_size=(48, 48)).take(table["file"])
+    model = keras.models.load_model(trained_run / "model.keras", compile=False)
+    pooled = keras.Model(model.input, model.get_layer("features").output)(
+        np.asarray(cells.images, np.float32)
+    )
+    features = np.asarray(pooled).mean(axis=(1, 2))
+    expected = read_novelty(trained_run).score(features)
+    # One of few validation cells more or less on the other side, by a last digit.
+    np.testing.assert_allclose(table["novelty"], expected, atol=0.11)
+    told = figures_in(evaluation, "novelty")
+    assert told["scored"]["auroc"] == pytest.approx(table["novelty"].mean())
+    assert told["scored"]["cells"] == len(table)
+    assert told["left_out"] == {}
+    assert set(told["drawn"]) == {*KINDS, "cell"}
+    low, high = told["drawn"]["dirt"]["confidence_interval_95"]["auroc"] or (1, 1)
+    assert low <= told["drawn"]["dirt"]["auroc"] <= high <= 1
+
+
+def test_labels_worth_a_second_look_are_named(evaluation, run_copy, drawn_cells, tmp_path):
+    """The surest right answer's picture, under the label that the model believes least of it."""
+    table = read_predictions(evaluation / FILE)
+    sure = table[table["predicted"] == table["label"]]
+    right = sure.loc[sure["confidence"].idxmax()]
+    wrong_label = right[class_columns(table)].astype(float).idxmin()
+    counts = {label: (label, 5) for label in class_columns(table)}
+    data = other_cells(drawn_cells, tmp_path / "elsewhere", counts)
+    planted = f"{wrong_label}/planted.png"
+    shutil.copy(drawn_cells / right["file"], data / planted)
+    assert main(["--run", str(run_copy), "--data", str(data)]) == 0
+    folder = run_copy / "evaluation" / "elsewhere"
+    ranked, table = pd.read_csv(folder / "second_look.csv"), read_predictions(folder / FILE)
+    names = class_columns(table)
+    expected = rank_labels([names.index(label) for label in table["label"]], table[names], names)
+    assert ranked["file"].tolist() == table["file"][expected.pop("cell")].tolist()
+    pd.testing.assert_frame_equal(ranked.drop(columns="file"), expected, rtol=1e-5)
+    row = ranked.set_index("file").loc[planted]
+    assert (row["label"], row["suggested"]) == (wrong_label, right["label"])
+    assert cv2.imread(str(folder / "second_look.png")).std() > 10
+
+
 def test_run_without_decisions_is_scored_as_it_was_trained(run_copy, evaluation, caplog):
     """A run of before there were any: no temperature, nothing accepted or refused."""
     (run_copy / "decision.json").unlink()
+    (run_copy / "novelty.npz").unlink()
     assert main(["--run", str(run_copy)]) == 0
     folder = run_copy / "evaluation" / "test"
     assert "has no decision.json" in caplog.text
@@ -143,7 +194,8 @@ def test_run_without_decisions_is_scored_as_it_was_trained(run_copy, evaluation,
     assert told["before"] == told["after"]
     assert told["before"]["nll"] == figures_in(evaluation, "calibration")["before"]["nll"]
     table, calibrated = (read_predictions(path / FILE) for path in (folder, evaluation))
-    assert "accepted" not in table
+    assert not {"accepted", "novelty"} & set(table)
+    assert not {path.name for path in folder.iterdir()} & {"novelty.json", "novelty.png"}
     assert table["predicted"].equals(calibrated["predicted"])
     selective = figures_in(folder, "selective")
     assert (selective["thresholds"], selective["coverage"]) == ([None], None)
@@ -174,6 +226,8 @@ def test_other_cells_are_scored_on_shared_labels_and_the_rest_is_counted(
     folder = run_copy / "evaluation" / "elsewhere"
     figures = figures_in(folder)
     assert (figures["samples"], figures["left_out"]) == (9, {"basophil": 3})
+    told = figures_in(folder, "novelty")
+    assert (told["scored"]["cells"], told["left_out"]["basophil"]["cells"]) == (9, 3)
     assert "basophil (3)" in caplog.text
     labels = read_predictions(folder / "predictions.csv")["label"]
     assert labels.value_counts().to_dict() == {"monocyte": 5, "lymphocyte": 4}
@@ -284,6 +338,8 @@ def test_folds_are_pooled(pooled_evaluation, fold_runs, drawn_cells, tmp_path):
     np.testing.assert_allclose(ours, own[classes], atol=1e-5)
     assert (own["accepted"] == (own["confidence"] >= 0.6)).all()
     assert pooled.set_index("file").loc[tested, "accepted"].tolist() == own["accepted"].tolist()
+    assert "novelty" in pooled
+    assert figures_in(pooled_evaluation, "novelty")["drawn"]["dirt"]["cells"] == 2 * 36
     told = figures_in(pooled_evaluation, "selective")
     assert told["thresholds"] == [0.6, 0.3]
     assert told["coverage"] == pytest.approx(pooled["accepted"].mean())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from tf_keras_vis.gradcam import Gradcam
+from tf_keras_vis.utils.scores import CategoricalScore
 
 from wbc_keras import gradcam
-from wbc_keras.gradcam import METHODS, make_heatmaps
+from wbc_keras.gradcam import METHODS, Heatmaps
 
 SIZE = (16, 16)
 CLASSES = 3
@@ -22,6 +24,10 @@ def build(stride):
     x = keras.layers.Activation("linear", name="features")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, keras.layers.Dense(CLASSES, name="logits")(x))
+
+
+def make_heatmaps(model, images, classes, *, method="gradcam"):
+    return Heatmaps(model, method).draw(images, classes)
 
 
 @pytest.fixture
@@ -74,6 +80,37 @@ def test_gradcam_plus_plus_takes_the_positive_weights(images):
     expected = peak_of_one(enlarge(weighted(model, images, lambda kernel: np.maximum(kernel, 0))))
     out = make_heatmaps(model, images, CLASS_OF, method="gradcam++")
     np.testing.assert_allclose(out, expected, atol=1e-3)
+
+
+def test_gradcam_is_tf_keras_vis_own(images):
+    """On a head that is not linear, so that gradients differ from place to place."""
+    model = build(4)
+    features = model.get_layer("features").output
+    hidden = keras.layers.Dense(6, activation="tanh")(keras.layers.Flatten()(features))
+    model = keras.Model(model.input, keras.layers.Dense(CLASSES)(hidden))
+    theirs = Gradcam(keras.Model(model.inputs, model.outputs), clone=False)(
+        CategoricalScore(CLASS_OF),
+        images.astype(np.float32),
+        penultimate_layer="features",
+        seek_penultimate_conv_layer=False,
+        expand_cam=False,
+        normalize_cam=False,
+    )
+    theirs = np.asarray(theirs)
+    assert (theirs.max(axis=(1, 2)) > 0).sum() >= 3
+    expected = peak_of_one(enlarge(np.maximum(theirs, 0)))
+    np.testing.assert_allclose(make_heatmaps(model, images, CLASS_OF), expected, atol=1e-4)
+
+
+def test_weights_that_change_change_the_maps(images):
+    model = build(4)
+    heatmaps = Heatmaps(model)
+    before = heatmaps.draw(images, CLASS_OF)
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights([-kernel, bias])
+    after = heatmaps.draw(images, CLASS_OF)
+    np.testing.assert_array_equal(after, make_heatmaps(model, images, CLASS_OF))
+    assert np.abs(after - before).max() > 0.5
 
 
 @pytest.mark.parametrize("method", METHODS)

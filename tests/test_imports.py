@@ -17,16 +17,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 # A module imports from its own layer or an earlier one, never in a circle.
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
-    "__init__ errors commands config cache labels manifest splits group_search synthetic metrics "
-    "balance runs predictions selection download catalogue folds agreement headers survey "
+    "__init__ errors commands config cache labels manifest splits group_search smear synthetic "
+    "metrics balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
-    "decisions proportions screening patients comparison estimates record report_tables summary "
-    "checklists gallery",
+    "decisions proportions screening patients comparison novelty non_cells second_look estimates "
+    "record report_tables summary checklists gallery",
     # 1: TensorFlow and Keras parts
     "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
     "classifier fitting inference predictor gradcam plots screening_plots screening_report "
-    "report_page model_card",
+    "novelty_report second_look_report faithfulness faithfulness_plots report_page model_card",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",
 )

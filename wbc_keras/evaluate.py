@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wbc_keras.cells import Cells
     from wbc_keras.decisions import Decisions
     from wbc_keras.metrics import Evaluation
+    from wbc_keras.prepared import Prepared
     from wbc_keras.selection import Selection
 
 _PLOTS = {"confusion_matrix.png", "per_class.png", "roc.png", "reliability.png"}
@@ -30,7 +31,7 @@ _PLOTS |= {"risk_coverage.png"}
 _FILES = frozenset({"metrics.json", "per_class.csv", "predictions.csv"} | _PLOTS)
 _FILES |= {"confusion_pairs.csv", "calibration.json", "selective.json"}
 _FILES |= {"screening.json", "screening.png", "patients.csv", "patients.png", "differential.png"}
-_FILES |= {"experts.json"}
+_FILES |= {"experts.json", "novelty.json", "novelty.png", "second_look.csv", "second_look.png"}
 
 logger = logging.getLogger(__name__)
 
@@ -157,19 +158,18 @@ def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarra
     They are of the logits divided by the run's temperature.
     """
     from wbc_keras.decisions import read_decisions
+    from wbc_keras.predictor import ask, load_network
 
-    cells, logits = _predict_logits(run, selection)
+    cells = _prepare(run, selection).take(selection.manifest.table["file"])
+    logits = ask(load_network(run), cells).logits
     return cells, _soften(logits, read_decisions(run.folder))
 
 
-def _predict_logits(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarray]:
-    from wbc_keras.predictor import load_model, predict_logits
+def _prepare(run: runs.Run, selection: Selection) -> Prepared:
     from wbc_keras.prepared import prepare
 
     settings = run.config
-    prepared = prepare(selection.source, roi=settings.roi, image_size=settings.data.image_size)
-    cells = prepared.take(selection.manifest.table["file"])
-    return cells, predict_logits(load_model(run), cells)
+    return prepare(selection.source, roi=settings.roi, image_size=settings.data.image_size)
 
 
 def _soften(logits: np.ndarray, decisions: Decisions | None) -> np.ndarray:
@@ -185,14 +185,17 @@ class _Answers:
     """What models say of n cells: all that is scored and written.
 
     rows: text columns file, label, group, and what further experts said, if they were asked.
-    labels: ``(n,)``, indices into the k ``class_names``. probabilities: ``(n, k)``.
-    boxes: ``(n, 4)``. found: bool ``(n,)``. uncalibrated: ``(n, k)``, the probabilities without the
-    temperature. accepted: bool ``(n,)``. decisions: of each run; where one has no threshold,
-    nothing is accepted or refused. run: ``(n,)``, which run's model answered.
-    experts: how far the experts agree on all cells of the source, if they were asked.
+    root: where the files are. labels: ``(n,)``, indices into the k ``class_names``.
+    probabilities: ``(n, k)``. boxes: ``(n, 4)``. found: bool ``(n,)``. uncalibrated: ``(n, k)``,
+    the probabilities without the temperature. accepted: bool ``(n,)``. decisions: of each run;
+    where one has no threshold, nothing is accepted or refused. run: ``(n,)``, which run's model
+    answered. experts: how far the experts agree on all cells of the source, if they were asked.
+    novelty: n rows of `novelty_report.describe_novelty`, and foreign: rows of `describe_foreign`;
+    None for an older run.
     """
 
     rows: pd.DataFrame
+    root: Path
     class_names: tuple[str, ...]
     labels: np.ndarray
     probabilities: np.ndarray
@@ -203,6 +206,8 @@ class _Answers:
     decisions: tuple[Decisions | None, ...]
     run: np.ndarray
     experts: ExpertAgreement | None
+    novelty: pd.DataFrame | None
+    foreign: pd.DataFrame | None
 
     @property
     def groups(self) -> list[str] | None:
@@ -239,24 +244,32 @@ def _ask(run: runs.Run, selection: Selection) -> _Answers:
     import numpy as np
 
     from wbc_keras.decisions import read_decisions
+    from wbc_keras.novelty import read_novelty
+    from wbc_keras.novelty_report import describe_foreign, describe_novelty
+    from wbc_keras.predictor import ask, load_network
 
-    decisions = read_decisions(run.folder)
+    decisions, novelty = read_decisions(run.folder), read_novelty(run.folder)
     if decisions is None:
         logger.warning("%s: has no decision.json, so probabilities stay as trained", run.folder)
-    cells, logits = _predict_logits(run, selection)
-    probabilities = selection.merge(_soften(logits, decisions))
+    network, prepared = load_network(run), _prepare(run, selection)
+    cells = prepared.take(selection.manifest.table["file"])
+    answers = ask(network, cells)
+    probabilities = selection.merge(_soften(answers.logits, decisions))
     return _Answers(
         _rows(selection),
+        selection.manifest.root,
         selection.class_names,
         np.asarray(selection.labels()),
         probabilities,
         cells.boxes,
         cells.found,
-        uncalibrated=selection.merge(_soften(logits, None)),
+        uncalibrated=selection.merge(_soften(answers.logits, None)),
         accepted=decisions.accept(probabilities) if decisions else None,
         decisions=(decisions,),
         run=np.zeros(len(cells), int),
         experts=_compare_experts(selection.source.table),
+        novelty=describe_novelty(novelty, answers.features) if novelty else None,
+        foreign=describe_foreign(run, network, novelty, prepared, selection) if novelty else None,
     )
 
 
@@ -300,15 +313,29 @@ def _pool(parts: Sequence[_Answers]) -> _Answers:
     arrays = ["labels", "probabilities", "boxes", "found", "uncalibrated"]
     pooled = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
     accepted = [part.accepted for part in parts if part.accepted is not None]
+    novelty, foreign = (
+        _join([getattr(part, name) for part in parts]) for name in ("novelty", "foreign")
+    )
     return _Answers(
         rows.iloc[order].reset_index(drop=True),
+        parts[0].root,
         parts[0].class_names,
         **{name: values[order] for name, values in pooled.items()},
         accepted=np.concatenate(accepted)[order] if len(accepted) == len(parts) else None,
         decisions=tuple(one for part in parts for one in part.decisions),
         run=np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])[order],
         experts=parts[0].experts,
+        novelty=None if novelty is None else novelty.iloc[order].reset_index(drop=True),
+        foreign=foreign,
     )
+
+
+def _join(tables: Sequence[pd.DataFrame | None]) -> pd.DataFrame | None:
+    """Return all rows, or None if a table is missing."""
+    import pandas as pd
+
+    had = [table for table in tables if table is not None]
+    return pd.concat(had, ignore_index=True) if len(had) == len(tables) else None
 
 
 def _write(
@@ -316,8 +343,10 @@ def _write(
 ) -> None:
     from wbc_keras import plots
     from wbc_keras.metrics import confusion_pairs, per_class_table
+    from wbc_keras.novelty_report import write_novelty_report
     from wbc_keras.predictions import prediction_table, write_predictions
     from wbc_keras.screening_report import write_screening
+    from wbc_keras.second_look_report import write_second_look
 
     rows, names = answers.rows, answers.class_names
     truth, probabilities = answers.labels, answers.probabilities
@@ -328,8 +357,10 @@ def _write(
         names,
         answers.boxes,
         accepted=answers.accepted,
+        novelty=None if answers.novelty is None else answers.novelty["mahalanobis"].to_numpy(),
     )
     write_predictions(folder / "predictions.csv", table)
+    write_second_look(folder, table, root=answers.root)
     runs.write_text(folder / "per_class.csv", per_class_table(evaluation).to_csv(index=False))
     pairs = confusion_pairs(evaluation)
     runs.write_text(folder / "confusion_pairs.csv", pairs.to_csv(index=False))
@@ -354,6 +385,8 @@ def _write(
         },
         groups=answers.groups,
     )
+    if answers.novelty is not None and answers.foreign is not None:
+        write_novelty_report(folder, answers.novelty, answers.foreign, groups=answers.groups)
     if answers.experts is not None:
         scored = _compare_experts(rows, model=list(table["predicted"]))
         experts = {

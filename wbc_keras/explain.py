@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from wbc_keras import runs
 from wbc_keras.commands import load_tensorflow, make_parser, run_action
@@ -13,11 +13,17 @@ from wbc_keras.commands import load_tensorflow, make_parser, run_action
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
 
+    from wbc_keras.cells import Cells
+    from wbc_keras.faithfulness import Checks
+    from wbc_keras.gradcam import Heatmaps
     from wbc_keras.selection import Selection
 
 _METHODS = ("gradcam", "gradcam++", "scorecam")
-_FILES = frozenset({"cells.png", "cells.csv"})
+_FILES = frozenset({"cells.png", "cells.csv", "checks.json", "checks.png"})
+# Cells that the heatmaps are checked on; Score-CAM takes a second for each map.
+_CHECKED = {"gradcam": 64, "gradcam++": 64, "scorecam": 8}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +78,9 @@ def explain(
         output: the folder to write; earlier explanations there are replaced whole.
 
     Returns:
-        the folder, with ``cells.png`` and ``cells.csv`` (file, label, predicted, confidence).
+        the folder, with ``cells.png`` and ``cells.csv`` (file, label, predicted, confidence), and
+        ``checks.json`` and ``checks.png``, whether the heatmaps explain (`faithfulness`), on cells
+        spread evenly over the classes.
 
     Raises:
         WbcError: no finished run, or cells that cannot be used.
@@ -85,7 +93,7 @@ def explain(
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
     from wbc_keras.evaluate import predict_cells
-    from wbc_keras.gradcam import make_heatmaps
+    from wbc_keras.gradcam import Heatmaps
     from wbc_keras.predictor import load_model
 
     cells, own = predict_cells(opened, selection)
@@ -93,9 +101,12 @@ def explain(
     chosen = choose_samples(selection.labels(), probabilities, samples=samples)
     images, table = cells.images[chosen], _describe(selection, chosen, probabilities)
     classes = strongest_classes(selection, own[chosen])
-    heatmaps = make_heatmaps(load_model(opened), images, classes.tolist(), method=method)
+    heatmaps = Heatmaps(load_model(opened), method)
+    maps = heatmaps.draw(images, classes.tolist())
+    checks, groups = _check(heatmaps, selection, cells, own)
     with runs.replacing_folder(folder) as temporary:
-        _draw(temporary / "cells.png", images, heatmaps, table)
+        _write_checks(temporary, checks, groups)
+        _draw(temporary / "cells.png", images, maps, table)
         runs.write_text(temporary / "cells.csv", table.to_csv(index=False))
     return folder
 
@@ -146,6 +157,30 @@ def _describe(selection: Selection, chosen: np.ndarray, probabilities: np.ndarra
     table["predicted"] = [selection.class_names[i] for i in chances.argmax(axis=1)]
     table["confidence"] = chances.max(axis=1)
     return table
+
+
+def _check(
+    heatmaps: Heatmaps, selection: Selection, cells: Cells, probabilities: np.ndarray
+) -> tuple[Checks, list[str]]:
+    """Return the checks of the heatmaps, and the patients of the cells they were made on."""
+    from wbc_keras.faithfulness import check_heatmaps, find_regions
+    from wbc_keras.images import read_image
+    from wbc_keras.novelty import spread_over_classes
+
+    chosen = spread_over_classes(selection.labels(), _CHECKED[heatmaps.method])
+    table, images = selection.manifest.table.iloc[chosen], cells.images[chosen]
+    pictures = [read_image(selection.manifest.root / file) for file in table["file"]]
+    regions = find_regions(pictures, cells.boxes[chosen], image_size=images.shape[1:3])
+    classes = strongest_classes(selection, probabilities[chosen]).tolist()
+    return check_heatmaps(heatmaps, images, classes, regions), list(table["group"])
+
+
+def _write_checks(folder: Path, checks: Checks, groups: list[str]) -> None:
+    from wbc_keras.faithfulness_plots import plot_checks
+    from wbc_keras.plots import save_figure
+
+    runs.write_json(folder / "checks.json", checks.to_json(groups))
+    save_figure(cast("Figure", plot_checks(checks)[0].figure), folder / "checks.png")
 
 
 def _draw(path: Path, images: np.ndarray, heatmaps: np.ndarray, table: pd.DataFrame) -> None:

@@ -2,7 +2,8 @@
 
 Columns: ``file, label, predicted, confidence``, one probability per class, then the box
 ``roi_y0, roi_x0, roi_y1, roi_x1`` in relative units (0 to 1). A label that is not known is "".
-Then what is told of the answer: ``accepted`` (true or false), where a threshold was chosen.
+Then what is told of the answer, where the run has it: ``accepted`` (true or false), ``novelty``
+(0 to 1).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from wbc_keras.runs import replacing
 CELL_COLUMNS = ("file", "label", "predicted", "confidence")
 BOX_COLUMNS = ("roi_y0", "roi_x0", "roi_y1", "roi_x1")
 ACCEPTED = "accepted"
+NOVELTY = "novelty"
 
 
 def prediction_table(
@@ -30,6 +32,7 @@ def prediction_table(
     boxes: npt.ArrayLike,
     *,
     accepted: npt.NDArray[np.bool_] | None = None,
+    novelty: npt.NDArray[np.floating] | None = None,
 ) -> pd.DataFrame:
     """Return the table of n predicted cells.
 
@@ -40,6 +43,7 @@ def prediction_table(
         class_names: k names, in the order of the columns.
         boxes: (n, 4) of y0, x0, y1, x1 in relative units, kept as float32.
         accepted: bool (n,), whether the answer is sure enough; no column if None.
+        novelty: (n,), how foreign the cell is, kept as float32; no column if None.
 
     Raises:
         DataError: lengths disagree, or a class has the name of another column.
@@ -64,6 +68,8 @@ def prediction_table(
     columns.append(pd.DataFrame(corners, columns=list(BOX_COLUMNS)))
     if accepted is not None:
         columns.append(pd.DataFrame({ACCEPTED: accepted}))
+    if novelty is not None:
+        columns.append(pd.DataFrame({NOVELTY: np.asarray(novelty, np.float32)}))
     return pd.concat([cells, *columns], axis=1)
 
 
@@ -104,11 +110,13 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     parts = [table.iloc[:, :3], _read_numbers(path, table.iloc[:, 3:end])]
     if ACCEPTED in table:
         parts.append(_read_accepted(path, table[ACCEPTED]).to_frame())
+    if NOVELTY in table:
+        parts.append(_read_numbers(path, table[[NOVELTY]]))
     return pd.concat(parts, axis=1)
 
 
 def _check_class_names(class_names: Sequence[str]) -> None:
-    reserved = {"", *CELL_COLUMNS, *BOX_COLUMNS, ACCEPTED}
+    reserved = {"", *CELL_COLUMNS, *BOX_COLUMNS, ACCEPTED, NOVELTY}
     taken = [name for name in class_names if name in reserved]
     if taken:
         raise DataError(
@@ -152,4 +160,6 @@ def _read_numbers(path: str | Path, texts: pd.DataFrame) -> pd.DataFrame:
     try:
         return texts.astype(np.float64).astype(np.float32)
     except ValueError as error:
-        raise DataError(f"{path}: a probability or box is not a number ({error})") from error
+        raise DataError(
+            f"{path}: a probability, box or novelty is not a number ({error})"
+        ) from error

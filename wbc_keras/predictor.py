@@ -114,9 +114,33 @@ def load_classifier(run: runs.Run) -> CellClassifier:
     )
 
 
-def predict_logits(model: keras.Model, cells: Cells) -> np.ndarray:
-    """Return a model's logits of cropped cells, float32 ``(n, classes)``."""
-    return model.predict(make_batches(cells, batch_size=_BATCH), verbose=0)
+@dataclass(frozen=True)
+class Answers:
+    """What a network gives for n cropped cells.
+
+    logits: float32 ``(n, classes)``. features: float32 ``(n, channels)``, the pooled feature map
+    that the logits are made of.
+    """
+
+    logits: np.ndarray
+    features: np.ndarray
+
+
+def load_network(run: runs.Run) -> keras.Model:
+    """Load a run's model with its pooled features as a second output, as `ask` takes it.
+
+    Raises:
+        RunError: the file cannot be read as a model of ours.
+    """
+    model = load_model(run)
+    return keras.Model(model.input, [model.output, model.get_layer("pooling").output])
+
+
+def ask(network: keras.Model, cells: Cells) -> Answers:
+    """Put cropped cells through a network of `load_network`, which compiles once."""
+    batches = make_batches(cells, batch_size=_BATCH)
+    logits, features = network.predict(batches, verbose=0)
+    return Answers(logits, np.asarray(features, np.float32))
 
 
 def load_model(run: runs.Run) -> keras.Model:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILES = ["config.yaml", "environment.json", "classes.json", "splits.csv", "bad_images.txt"]
-_FILES += ["model.keras", "training_state.npz", "history.csv", "decision.json"]
+_FILES += ["model.keras", "training_state.npz", "history.csv", "decision.json", "novelty.npz"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,13 +136,18 @@ class DataPlan:
         index = {name: i for i, name in enumerate(self.class_names)}
         return self.manifest.table["label"].map(index).to_numpy("int32")
 
-    def load(self, split: str) -> LabelledCells:
-        """Return the cells of a split; their pictures stay on disk."""
-        from wbc_keras.fitting import LabelledCells
+    def load(self, split: str, *, at_most: int | None = None) -> LabelledCells:
+        """Return the cells of a split, or some of each class; their pictures stay on disk."""
+        import numpy as np
 
-        chosen = self.assignment == split
-        cells = self.prepared.take(self.manifest.table["file"][chosen])
-        return LabelledCells(cells, self.labels()[chosen])
+        from wbc_keras.fitting import LabelledCells
+        from wbc_keras.novelty import spread_over_classes
+
+        labels, chosen = self.labels(), np.flatnonzero(self.assignment == split)
+        if at_most is not None:
+            chosen = chosen[spread_over_classes(labels[chosen], at_most)]
+        cells = self.prepared.take(self.manifest.table["file"].iloc[chosen])
+        return LabelledCells(cells, labels[chosen])
 
 
 def plan_data(config: Config) -> DataPlan:
@@ -230,19 +235,24 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
         )
     finally:
         keras.config.set_dtype_policy("float32")
-    _decide(runs.Run(folder, config, plan.class_names), validation_cells)
+    _decide(runs.Run(folder, config, plan.class_names), plan)
     # Last: its absence, beside a history, says that the run is finished.
     (folder / "training_state.npz").unlink(missing_ok=True)
     return folder
 
 
-def _decide(run: runs.Run, validation: LabelledCells) -> None:
-    """Fit temperature and thresholds of the best model on the validation cells, and keep them."""
+def _decide(run: runs.Run, plan: DataPlan) -> None:
+    """Fit what surrounds the best model: temperature, thresholds, novelty; and keep it."""
     from wbc_keras.decisions import fit_decisions, write_decisions
-    from wbc_keras.predictor import load_model, predict_logits
+    from wbc_keras.novelty import FIT_CELLS, fit_novelty, write_novelty
+    from wbc_keras.predictor import ask, load_network
 
-    logits = predict_logits(load_model(run), validation.cells)
-    decisions = fit_decisions(validation.labels, logits, run.class_names)
+    network = load_network(run)
+    train, validation = plan.load("train", at_most=FIT_CELLS), plan.load("validation")
+    known = ask(network, validation.cells)
+    features = ask(network, train.cells).features
+    write_novelty(run.folder, fit_novelty(features, train.labels, validation=known.features))
+    decisions = fit_decisions(validation.labels, known.logits, run.class_names)
     write_decisions(run.folder, decisions)
     wanted, threshold = decisions.wanted_accuracy, decisions.accept_threshold
     from_where = "cannot be had" if threshold is None else f"from confidence {threshold:.3f}"

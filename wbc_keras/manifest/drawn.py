@@ -16,10 +16,10 @@ from wbc_keras.manifest.table import MANIFEST, Manifest
 def read_synthetic(settings: SyntheticConfig) -> Manifest:
     """Draw cells, or find them drawn."""
     # Here, not above: drawing needs OpenCV, reading a table does not.
-    from wbc_keras import synthetic
+    from wbc_keras import smear, synthetic
 
     # The drawing code belongs to the key: other code draws other cells.
-    source = Path(synthetic.__file__).read_bytes()
+    source = b"".join(Path(str(module.__file__)).read_bytes() for module in (smear, synthetic))
     values = json.dumps(dataclasses.asdict(settings), sort_keys=True).encode()
     key = hashlib.sha256(source + values).hexdigest()
     folder = cache_dir() / "synthetic" / key[:16]
