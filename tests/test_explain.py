@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -59,10 +61,22 @@ def test_table_names_test_cells_with_the_models_answers(explanations, evaluation
 
 
 def test_sheet_is_a_picture(explanations):
-    assert {path.name for path in explanations.iterdir()} == {"cells.png", "cells.csv"}
+    files = {"cells.png", "cells.csv", "checks.json", "checks.png"}
+    assert {path.name for path in explanations.iterdir()} == files
+    assert cv2.imread(str(explanations / "checks.png")).std() > 10
     sheet = cv2.imread(str(explanations / "cells.png"))
     assert min(sheet.shape[:2]) > 200
     assert sheet.std() > 10
+
+
+def test_heatmaps_are_checked_on_test_cells(explanations, evaluation):
+    figures = json.loads((explanations / "checks.json").read_text())
+    assert figures["method"] == "gradcam"
+    assert figures["cells"] == len(read_predictions(evaluation / "predictions.csv"))
+    for name in ("nucleus_energy", "cell_energy", "deletion", "insertion"):
+        low, high = figures["confidence_interval_95"][name]
+        assert 0 <= low <= figures[name] <= high <= 1
+    assert figures["nucleus_area"] < figures["cell_area"]
 
 
 def test_folder_with_other_files_is_left_alone(trained_run, tmp_path, capsys):

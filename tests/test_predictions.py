@@ -36,6 +36,19 @@ def test_table_has_the_contracts_columns_and_the_largest_class():
     np.testing.assert_array_equal(table[roi], boxes.astype(np.float32))
 
 
+def test_novelty_is_the_last_column_and_reads_back(tmp_path):
+    table, probabilities, boxes = make_table()
+    novelty, accepted = np.linspace(0, 1, 200), np.arange(200) % 2 == 0
+    files, labels = list(table["file"]), list(table["label"])
+    table = prediction_table(
+        files, labels, probabilities, NAMES, boxes, accepted=accepted, novelty=novelty
+    )
+    assert list(table.columns)[-2:] == ["accepted", "novelty"]
+    assert class_columns(table) == NAMES
+    write_predictions(tmp_path / "p.csv", table)
+    pd.testing.assert_frame_equal(read_predictions(tmp_path / "p.csv"), table)
+
+
 def test_written_table_reads_back_equal(tmp_path):
     table, _, _ = make_table()
     path = tmp_path / "deep" / "predictions.csv"

@@ -82,7 +82,7 @@ def refuse(tmp_path, config, capsys):
 
 def test_run_folder_holds_what_the_design_says(trained_run):
     names = {path.name for path in trained_run.iterdir()}
-    assert names == NAMES | {"model.keras", "decision.json", "tensorboard"}
+    assert names == NAMES | {"model.keras", "decision.json", "novelty.npz", "tensorboard"}
     classes = ["eosinophil", "lymphocyte", "monocyte", "neutrophil_segmented"]
     assert f'"{classes[0]}"' in (trained_run / "classes.json").read_text()
     splits = pd.read_csv(trained_run / "splits.csv")

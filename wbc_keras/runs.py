@@ -1,6 +1,7 @@
 """What a run folder holds, and how its files are written: whole or not at all.
 
 - ``config.yaml environment.json classes.json splits.csv history.csv model.keras decision.json``
+  ``novelty.npz``
 - ``evaluation/<split or data name>/ explanations/ saved_model/<version>/``
 - ``report.html model_card.md tables/``
 """
