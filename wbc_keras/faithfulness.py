@@ -26,7 +26,7 @@ STEPS = 10  # of the pixels, from none to all
 _BATCH = 64
 _BLUR = 1 / 6  # of the side: a cell's shape is gone, its colour is not
 # The head, its attention, then the backbone from its end; each stage keeps what was lost before.
-_STAGES = ("logits", "attention", "half of the backbone", "all")
+_STAGES = ("logits", "attention", "half of backbone", "all")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def _plot_similarity(checks: Checks, ax: Axes) -> None:
     ax.axhline(0, color="black", linewidth=1)
     between = float(np.nanmean(checks.between_cells))
     ax.axhline(between, color=_ORANGE, linestyle="--", label=f"two cells' maps, {between:.2f}")
-    ax.set_xticks(range(len(stages)), [stage.replace(" ", "\n") for stage in stages])
+    ax.set_xticks(range(len(stages)), [stage.replace(" of ", " of\n") for stage in stages])
     ax.set(
         ylim=(-1.02, 1.02), xlim=(-0.5, len(stages) - 0.5), ylabel="rank correlation with itself"
     )
