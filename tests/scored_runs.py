@@ -61,17 +61,20 @@ def write_evaluation(
     assert decisions is not None
     probabilities = softmax(logits, temperature=decisions.temperature).astype("float32")
     answers = evaluating._Answers(
-        tested[["file", "label", "group"]],
-        tuple(class_names),
-        labels,
-        probabilities,
-        np.tile([0.1, 0.1, 0.9, 0.9], (len(labels), 1)),
-        np.ones(len(labels), bool),
+        rows=tested[["file", "label", "group"]],
+        root=run.parent / "cells",
+        class_names=tuple(class_names),
+        labels=labels,
+        probabilities=probabilities,
+        boxes=np.tile([0.1, 0.1, 0.9, 0.9], (len(labels), 1)),
+        found=np.ones(len(labels), bool),
         uncalibrated=softmax(logits).astype("float32"),
         accepted=decisions.accept(probabilities),
         decisions=(decisions,),
         run=np.zeros(len(labels), int),
         experts=None,
+        novelty=None,
+        foreign=None,
     )
     with runs.replacing_folder(run / "evaluation" / "test") as temporary:
         evaluating._write(temporary, answers, answers.score(), {"left_out": {}})
