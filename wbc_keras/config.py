@@ -92,6 +92,7 @@ class AugmentConfig:
     contrast: float = _setting(0.15, low=0.0, high=1.0)  # share, up or down
     hue: float = _setting(8.0, low=0.0, high=180.0)  # degrees, either way
     saturation: float = _setting(0.2, low=0.0, high=1.0)  # share, up or down
+    stain: float = _setting(0.0, low=0.0, high=0.5)  # share and optical density, up or down
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class TrainConfig:
     learning_rate: float = _setting(1e-4, low=1e-8, high=1.0)
     warmup_epochs: float = _setting(1.0, low=0.0)
     weight_decay: float = _setting(1e-4, low=0.0, high=1.0)
+    ema_decay: float = _setting(0.0, low=0.0, high=0.99999)  # a step; 0: the weights as they are
     freeze_batch_norm: bool = True
     patience: int = _setting(8, low=1)  # epochs without a better validation macro F1
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"

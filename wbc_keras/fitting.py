@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from wbc_keras import runs
+from wbc_keras.averaging import WeightAverage
 from wbc_keras.balance import class_weights
 from wbc_keras.cells import Cells
 from wbc_keras.classifier import set_trainable
@@ -85,7 +86,8 @@ def fit(
         set_trainable(model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm)
         steps = count_steps(len(train.cells), config.train.batch_size)
         _compile(model, phase, config=config, steps=steps, jit_compile=jit_compile)
-        state.restore(model, phase.name)
+        average = WeightAverage(model, config.train.ema_decay)
+        state.restore(model, phase.name, average)
         stopped = should_stop(state.history, phase=phase.name, patience=config.train.patience)
         if state.last_epoch + 1 >= phase.epochs.stop or stopped:
             continue
@@ -97,6 +99,7 @@ def fit(
             config=config,
             folder=folder,
             state=state,
+            average=average,
         )
     # A kill may have come between the last state and this file.
     write_history(folder, state)
@@ -123,12 +126,11 @@ class TrainingState:
         if path.exists():
             self.history = self._read()[0]["history"]
 
-    def save(self, model: keras.Model, row: dict[str, Any]) -> None:
-        """Add the epoch's history row and write weights, optimizer and seeds with it."""
+    def save(self, model: keras.Model, row: dict[str, Any], average: WeightAverage) -> None:
+        """Add the epoch's history row and write weights, averages, optimizer and seeds with it."""
         self.history.append(row)
-        arrays: dict[str, Any] = {
-            f"v{i}": _to_numpy(v) for i, v in enumerate(_state_variables(model))
-        }
+        variables = _state_variables(model) + average.variables
+        arrays: dict[str, Any] = {f"v{i}": _to_numpy(v) for i, v in enumerate(variables)}
         about = json.dumps({"history": self.history})
         with runs.replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, about=np.array(about), **arrays)
@@ -138,10 +140,11 @@ class TrainingState:
         """The last epoch done, or -1. Early stopping leaves gaps: not the number of rows."""
         return int(self.history[-1]["epoch"]) if self.history else -1
 
-    def restore(self, model: keras.Model, phase: str) -> None:
+    def restore(self, model: keras.Model, phase: str, average: WeightAverage) -> None:
         """Load the state if it is of this phase: the optimizer's variables differ by phase."""
         if self.history and self.history[-1]["phase"] == phase:
-            for variable, array in zip(_state_variables(model), self._read()[1], strict=True):
+            variables = _state_variables(model) + average.variables
+            for variable, array in zip(variables, self._read()[1], strict=True):
                 variable.assign(array)
 
     def history_table(self) -> pd.DataFrame:
@@ -164,11 +167,20 @@ class TrainingState:
 class EpochKeeper(keras.callbacks.Callback):
     """After each epoch: keep the best model, the state and the history, and stop in time."""
 
-    def __init__(self, *, phase: str, folder: Path, state: TrainingState, patience: int) -> None:
+    def __init__(
+        self,
+        *,
+        phase: str,
+        folder: Path,
+        state: TrainingState,
+        average: WeightAverage,
+        patience: int,
+    ) -> None:
         super().__init__()
         self.phase = phase
         self.folder = folder
         self.state = state
+        self.average = average
         self.patience = patience
         self.started = 0.0
 
@@ -183,8 +195,9 @@ class EpochKeeper(keras.callbacks.Callback):
         best = max((old[_MONITOR] for old in self.state.history), default=-1.0)
         # Before the state: a kill between the two repeats the epoch and writes the same model.
         if row[_MONITOR] > best:
-            save_model(self.model, self.folder / "model.keras")
-        self.state.save(self.model, {name: row[name] for name in _HISTORY})
+            with self.average.applied():
+                save_model(self.model, self.folder / "model.keras")
+        self.state.save(self.model, {name: row[name] for name in _HISTORY}, self.average)
         write_history(self.folder, self.state)
         if should_stop(self.state.history, phase=self.phase, patience=self.patience):
             logger.info("no better %s for %d epochs: stopping", _MONITOR, self.patience)
@@ -231,6 +244,7 @@ def _fit_phase(
     config: Config,
     folder: Path,
     state: TrainingState,
+    average: WeightAverage,
 ) -> None:
     settings = config.train
     first = max(phase.epochs.start, state.last_epoch + 1)
@@ -243,7 +257,14 @@ def _fit_phase(
         seed=settings.seed,
         epochs=range(first, phase.epochs.stop),
     )
-    keeper = EpochKeeper(phase=phase.name, folder=folder, state=state, patience=settings.patience)
+    keeper = EpochKeeper(
+        phase=phase.name,
+        folder=folder,
+        state=state,
+        average=average,
+        patience=settings.patience,
+    )
+    board = keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
     model.fit(
         batches,
         initial_epoch=first,
@@ -253,7 +274,7 @@ def _fit_phase(
         validation_data=make_batches(
             validation.cells, validation.labels, batch_size=settings.batch_size
         ),
-        callbacks=[keeper, keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)],
+        callbacks=[average, keeper, board],
     )
 
 
