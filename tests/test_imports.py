@@ -25,10 +25,12 @@ LAYERS = (
     # 1: TensorFlow and Keras parts
     "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots screening_plots screening_report "
+    "classifier averaging fitting inference predictor pretrained gradcam plots screening_plots "
+    "screening_report "
     "novelty_report second_look_report faithfulness faithfulness_plots report_page model_card",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",
+    "train evaluate explain predict prepare roi export datasets compare report ship "
+    "manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}

@@ -84,8 +84,14 @@ def fit(
     state = TrainingState(folder / "training_state.npz")
     for phase in plan_phases(config.train):
         set_trainable(model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm)
-        steps = count_steps(len(train.cells), config.train.batch_size)
-        _compile(model, phase, config=config, steps=steps, jit_compile=jit_compile)
+        _compile(
+            model,
+            phase,
+            config=config,
+            counts=np.bincount(train.labels, minlength=model.output_shape[-1]),
+            steps=count_steps(len(train.cells), config.train.batch_size),
+            jit_compile=jit_compile,
+        )
         average = WeightAverage(model, config.train.ema_decay)
         state.restore(model, phase.name, average)
         stopped = should_stop(state.history, phase=phase.name, patience=config.train.patience)
@@ -211,7 +217,13 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def _compile(
-    model: keras.Model, phase: Phase, *, config: Config, steps: int, jit_compile: bool
+    model: keras.Model,
+    phase: Phase,
+    *,
+    config: Config,
+    counts: np.ndarray,
+    steps: int,
+    jit_compile: bool,
 ) -> None:
     settings = config.train
     total = steps * len(phase.epochs)
@@ -229,9 +241,8 @@ def _compile(
     if keras.mixed_precision.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
-    classes = model.output_shape[-1]
-    metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(classes)]
-    loss = build_loss(config.loss, num_classes=classes)
+    metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(len(counts))]
+    loss = build_loss(config.loss, counts)
     model.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile, auto_scale_loss=False)
 
 
@@ -253,6 +264,8 @@ def _fit_phase(
         train.labels,
         cell_weights(train.labels, config=config, classes=model.output_shape[-1]),
         augment=config.augment,
+        weights_from=_first_weighted_epoch(config),
+        sampling_balance=settings.sampling_balance,
         batch_size=settings.batch_size,
         seed=settings.seed,
         epochs=range(first, phase.epochs.stop),
@@ -276,6 +289,16 @@ def _fit_phase(
         ),
         callbacks=[average, keeper, board],
     )
+
+
+def _first_weighted_epoch(config: Config) -> int:
+    """Return from which epoch class weights count: features first, then balance (Cao et al. 2019).
+
+    Deferred re-weighting learns from all cells alike before it turns to the rare ones.
+    """
+    without = config.loss.weights_after
+    settings = config.train
+    return settings.head_epochs + round(without * settings.epochs) if without else 0
 
 
 def cell_weights(labels: np.ndarray, *, config: Config, classes: int) -> np.ndarray:

@@ -50,6 +50,8 @@ def make_training_batches(
     batch_size: int,
     seed: int,
     epochs: range,
+    weights_from: int = 0,
+    sampling_balance: float = 0.0,
 ) -> tf.data.Dataset:
     """Return shuffled, augmented batches of the given epochs, one after the other.
 
@@ -65,6 +67,9 @@ def make_training_batches(
         batch_size: cells in a batch.
         seed: with the epoch's number, decides order and changes.
         epochs: numbers of the epochs, from 0; a resumed run starts above 0.
+        weights_from: the first epoch in which the weights count; before it, each cell weighs 1.
+        sampling_balance: 0 takes each cell once an epoch. Otherwise cells are drawn with repeats, a
+            class as often as its count to the power of 1 minus this (Kang et al. 2020, eq. 1).
 
     Returns:
         a dataset of ``(images float32 (batch, h, w, 3) 0-255, labels, weights)``.
@@ -73,25 +78,41 @@ def make_training_batches(
     batch_size = min(batch_size, count)
     # Compiled, it takes a third of the time; every batch has the same shape.
     change = tf.function(CellAugmentation(**dataclasses.asdict(augment)), jit_compile=True)
-    with tf.device("CPU:0"):
-        labels, weights = tf.constant(labels, tf.int32), tf.constant(weights, tf.float32)
-
+    labels = np.asarray(labels, np.int32)
+    weights = np.asarray(weights, np.float32)
     steps = count_steps(count, batch_size)
+    chances = _chances(labels, sampling_balance) if sampling_balance else None
 
-    def draw(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng([seed, int(epoch), 0]).permutation(count)
-        order = order[: steps * batch_size].reshape(steps, batch_size)
-        return order, draw_uniforms(count, seed=seed, epoch=int(epoch))[order]
+    def draw(epoch: np.ndarray) -> tuple[np.ndarray, ...]:
+        generator = np.random.default_rng([seed, int(epoch), 0])
+        if chances is None:
+            order = generator.permutation(count)[: steps * batch_size]
+        else:
+            order = generator.choice(count, steps * batch_size, p=chances)
+        # By place in the epoch when a cell may come twice, so that it comes changed differently.
+        place = order if chances is None else np.arange(len(order))
+        uniforms = draw_uniforms(count, seed=seed, epoch=int(epoch))[place]
+        weighing = weights[order] if epoch >= weights_from else np.ones_like(weights[order])
+        rows = (order, uniforms, labels[order], weighing)
+        return tuple(row.reshape(steps, batch_size, *row.shape[1:]) for row in rows)
 
     def make_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order, uniforms = tf.numpy_function(draw, [epoch], (tf.int64, tf.float32))
-        order.set_shape((steps, batch_size))
-        uniforms.set_shape((steps, batch_size, None))
-        return tf.data.Dataset.from_tensor_slices((order, uniforms))
+        rows = tf.numpy_function(draw, [epoch], (tf.int64, tf.float32, tf.int32, tf.float32))
+        for row, rest in zip(rows, ((), (None,), (), ()), strict=True):
+            row.set_shape((steps, batch_size, *rest))
+        return tf.data.Dataset.from_tensor_slices(tuple(rows))
 
-    def read(order: tf.Tensor, uniforms: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        batch = change(_read_images(cells, order), uniforms)
-        return batch, tf.gather(labels, order), tf.gather(weights, order)
+    def read(
+        order: tf.Tensor, uniforms: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        return change(_read_images(cells, order), uniforms), labels, weights
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(make_epoch)
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+
+
+def _chances(labels: np.ndarray, balance: float) -> np.ndarray:
+    """Return each cell's chance of a draw, float64 ``(n,)``: that of its class, shared out."""
+    counts = np.bincount(labels)
+    chances = counts[labels] ** -float(balance)
+    return np.asarray(chances / chances.sum())
