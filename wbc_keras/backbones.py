@@ -100,14 +100,11 @@ def build_backbone(
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = _MOMENTUM
-    return network.output if between is None else _insert(network, images, backbone.stages, between)
+    return network.output if between is None else _insert(network, backbone.stages, between)
 
 
 def _insert(
-    network: keras.Model,
-    images: Any,
-    stages: tuple[str, ...],
-    between: Callable[[str], keras.layers.Layer],
+    network: keras.Model, stages: tuple[str, ...], between: Callable[[str], keras.layers.Layer]
 ) -> Any:
     """Build the network again with a layer after each of its ``stages``; one flat graph still."""
 
@@ -115,7 +112,8 @@ def _insert(
         output = layer(*args, **kwargs)
         return between(_BETWEEN + layer.name)(output) if layer.name in stages else output
 
-    again = keras.models.clone_model(network, input_tensors=images, call_function=call)
+    # From the picture on, so that the input rule is built again too.
+    again = keras.models.clone_model(network, input_tensors=network.input, call_function=call)
     return again.output
 
 
