@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from wbc_keras import runs
 from wbc_keras.commands import load_tensorflow, make_parser, run_action
+from wbc_keras.errors import RunError
 
 _FILES = ["config.yaml", "environment.json", "classes.json", "splits.csv", "history.csv"]
 _FILES += ["decision.json", "novelty.npz"]
@@ -48,21 +51,26 @@ def ship(run: str | Path, *, name: str, data: str | Path | None = None) -> Path:
     opened = runs.open_run(run)
     folder = runs.SHIPPED / name
     runs.require_empty(folder)
-    with runs.replacing_folder(folder) as temporary:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as temporary:
+        made = Path(temporary) / name  # the card is headed by the folder's name
+        made.mkdir()
         for file in _FILES:
             if (opened.folder / file).exists():
-                shutil.copy(opened.folder / file, temporary / file)
-        halve(opened.model_path, temporary / "model.keras")
-        evaluate(temporary, data=data)
-        report(temporary)
-        _remove_pictures(temporary)
+                shutil.copy(opened.folder / file, made / file)
+        halve(opened.model_path, made / "model.keras")
+        evaluate(made, data=data)
+        report(made)
+        _remove_pictures(made)
+        os.replace(made, folder)
     return folder
 
 
 def halve(source: Path, target: Path) -> None:
     """Write a .keras file again with its weights as float16; Keras reads it as any other.
 
-    A weight beyond what 16 bits hold is an error: its model would be another one.
+    Raises:
+        RunError: a weight is beyond what 16 bits hold.
     """
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
@@ -83,8 +91,10 @@ def _halve_weights(content: bytes) -> bytes:
             else:
                 values = item[()]
                 if values.dtype == np.float32:
-                    values = values.astype(np.float16)
-                    assert np.isfinite(values).all(), f"{name}: does not fit 16 bits"
+                    with np.errstate(over="ignore"):
+                        values = values.astype(np.float16)
+                    if not np.isfinite(values).all():
+                        raise RunError(f"{name}: a weight does not fit 16 bits; train it again")
                 made = new.create_dataset(name, data=values)
             made.attrs.update(item.attrs)
 
