@@ -68,18 +68,26 @@ def run_study(study: Study, *, output: str | Path, resume: bool = False) -> Stud
     runs.require_writable(folder)
     if not resume:
         runs.require_empty(folder)
+    _require_study(folder)
     with _only_study_in(folder):
         _remove_scored_models(study, folder)
         todo = plan_study(study, folder, log=folder / "logs" / "plan.txt")
         for number, cell in enumerate(todo, start=1):
             print(f"[{number}/{len(todo)}] {cell.name}", flush=True)
             error = _run(cell, folder, keep_model=study.keep_models)
-            print(f"  {error or 'finished'}", flush=True)
+            print(f"  {error or 'finished'}{_time_left(study, folder, todo[number:])}", flush=True)
             if number < len(todo):
                 _write_report(study, folder)
         figures = _write_report(study, folder)
     _require_no_failure(study, folder)
     return figures
+
+
+def _require_study(folder: Path) -> None:
+    """Raise RunError if the folder holds something, but no study."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - {".lock"} and not names & {"results", "logs"}:
+        raise RunError(f"{folder}: holds no study to go on with; check --output")
 
 
 def _remove_scored_models(study: Study, folder: Path) -> None:
@@ -147,6 +155,13 @@ def _expect(todo: Sequence[Cell], finished: Sequence[Result]) -> float | None:
         return None
     means = (seconds.get(cell.setting, every) for cell in todo)
     return sum(sum(values) / len(values) for values in means)
+
+
+def _time_left(study: Study, folder: Path, todo: Sequence[Cell]) -> str:
+    from wbc_keras.study_results import read_results
+
+    seconds = _expect(todo, list(read_results(folder, study.cells()).values()))
+    return f"; {len(todo)} to go, about {_hours(seconds)}" if seconds else ""
 
 
 def _hours(seconds: float) -> str:

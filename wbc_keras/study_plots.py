@@ -10,17 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from wbc_keras.comparison import Difference
 from wbc_keras.study_figures import FIGURES, SettingFigures, StudyFigures
-from wbc_keras.study_report import TITLES, verdict
+from wbc_keras.study_report import HELPED, HURT, NOT_SHOWN, TITLES, compare, verdict
 
 _PALETTE = sns.color_palette("colorblind")
 _BLUE, _ORANGE, _GREEN, _GREY = _PALETTE[0], _PALETTE[1], _PALETTE[2], (0.5, 0.5, 0.5)
-_COLORS = {"helped": _GREEN, "hurt": _ORANGE, "was not shown to help": _GREY}
-_MARKERS = {"helped": "^", "hurt": "v", "was not shown to help": "o"}
+_STYLES = {HELPED: ("^", _GREEN), HURT: ("v", _ORANGE), NOT_SHOWN: ("o", _GREY)}
 
 
 def plot_study(figures: StudyFigures, *, ax: Any = None) -> Any:
-    """Draw a column a figure: above the settings' own, below their differences, in points.
+    """Draw a column a figure: above the settings' own, below the differences, in points.
+
+    The differences are to the baseline; of a grid, what each level of a component is worth.
 
     Args:
         figures: of a study with at least one finished run.
@@ -32,18 +34,20 @@ def plot_study(figures: StudyFigures, *, ax: Any = None) -> Any:
     names = [
         n for n in FIGURES if any(one.figures[n].value is not None for one in figures.settings)
     ]
-    settings = figures.settings
+    settings, compared = figures.settings, compare(figures)
     if ax is None:
-        height = 1.2 + 0.32 * len(settings)
-        figure = Figure(figsize=(3 + 2.9 * len(names), 2 * height), layout="constrained")
-        ax = figure.subplots(2, len(names), squeeze=False, sharey="row")
+        heights = [1.2 + 0.32 * max(len(rows), 1) for rows in (settings, compared)]
+        figure = Figure(figsize=(3 + 2.9 * len(names), sum(heights)), layout="constrained")
+        ratios = {"height_ratios": heights}
+        ax = figure.subplots(2, len(names), squeeze=False, sharey="row", gridspec_kw=ratios)
+    against = "the first level" if figures.levels else figures.baseline
     for column, name in enumerate(names):
         _draw_figures(ax[0][column], settings, name)
-        _draw_differences(ax[1][column], settings[1:], name)
+        _draw_differences(ax[1][column], [one[name] for one in compared.values()])
         ax[0][column].set_xlabel(TITLES[name])
-        ax[1][column].set_xlabel(f"{TITLES[name]}, points over {figures.baseline}")
-    for one, rows in ((ax[0][0], settings), (ax[1][0], settings[1:])):
-        one.set_yticks(range(len(rows)), [row.name for row in rows])
+        ax[1][column].set_xlabel(f"{TITLES[name]}, points over {against}")
+    for one, rows in ((ax[0][0], [row.name for row in settings]), (ax[1][0], list(compared))):
+        one.set_yticks(range(len(rows)), rows)
         one.set_ylim(len(rows) - 0.4, -0.6)
     return ax
 
@@ -58,18 +62,17 @@ def _draw_figures(ax: Axes, settings: Sequence[SettingFigures], name: str) -> No
     _frame(ax)
 
 
-def _draw_differences(ax: Axes, settings: Sequence[SettingFigures], name: str) -> None:
+def _draw_differences(ax: Axes, differences: Sequence[Difference]) -> None:
     ax.axvline(0, color="black", linewidth=1)
-    for row, setting in enumerate(settings):
-        one = (setting.differences or {}).get(name)
-        if one is None or one.difference is None:
+    for row, one in enumerate(differences):
+        if one.difference is None:
             continue
-        kind = verdict(one)
+        marker, color = _STYLES[verdict(one)]
         if one.interval is not None:
             ends = [100 * end for end in one.interval]
-            ax.plot(ends, [row, row], color=_COLORS[kind], linewidth=2)
-        style: dict[str, Any] = {"color": _COLORS[kind], "mec": "black", "mew": 0.6, "ms": 7}
-        ax.plot(100 * one.difference, row, _MARKERS[kind], **style)
+            ax.plot(ends, [row, row], color=color, linewidth=2)
+        style: dict[str, Any] = {"color": color, "mec": "black", "mew": 0.6, "ms": 7}
+        ax.plot(100 * one.difference, row, marker, **style)
     _frame(ax)
 
 

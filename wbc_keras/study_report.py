@@ -24,6 +24,7 @@ TITLES = {
     "abnormal_auroc": "abnormal AUROC",
     "blast_auroc": "blast AUROC",
 }
+VERDICTS = HELPED, HURT, NOT_SHOWN = "helped", "hurt", "not shown to help or hurt"
 
 
 def study_table(figures: StudyFigures, results: Sequence[Result]) -> pd.DataFrame:
@@ -125,53 +126,56 @@ def _describe_extent(study: Study, figures: StudyFigures, results: Sequence[Resu
 def explain(figures: StudyFigures) -> list[str]:
     """Return in plain words which settings, or components, helped, hurt, or did nothing to be seen.
 
-    One paragraph; no paragraph while nothing can be compared.
+    One paragraph; none while nothing can be compared.
     """
-    if figures.levels:
-        named = {f"{one.component} `{one.level}`": one.differences for one in figures.levels}
-        against = "Each against the first level of its component, the others averaged"
-    else:
-        named = {
-            f"`{one.name}`": one.differences
-            for one in figures.settings
-            if one.differences is not None
-        }
-        against = f"Against the baseline `{figures.baseline}`"
+    named = compare(figures)
     if not named:
         return []
+    against = f"Against the baseline `{figures.baseline}`."
+    if figures.levels:
+        against = "Each against the first level of its component, over all others averaged."
     sentences = [
         _explain_figure(title, {who: one[figure] for who, one in named.items()})
         for figure, title in TITLES.items()
     ]
-    return [" ".join([f"{against}.", *filter(None, sentences)])]
+    return [" ".join([against, *filter(None, sentences)])]
+
+
+def compare(figures: StudyFigures) -> dict[str, Mapping[str, Difference]]:
+    """Return the differences that answer the study's question, by who they speak of.
+
+    They are those of the levels of a grid, else of the settings to the baseline.
+    """
+    if figures.levels:
+        return {f"{one.component} {one.level}": one.differences for one in figures.levels}
+    return {one.name: one.differences for one in figures.settings if one.differences is not None}
 
 
 def _explain_figure(title: str, differences: Mapping[str, Difference]) -> str:
-    kinds: dict[str, list[str]] = {"helped": [], "hurt": [], "was not shown to help": []}
+    kinds: dict[str, list[str]] = {kind: [] for kind in VERDICTS}
     for who, one in differences.items():
         if one.difference is not None:
-            kinds[verdict(one)].append(f"{who} ({_points_in_words(one)})")
-    parts = [f"{', '.join(who)} {kind}" for kind, who in kinds.items() if who]
-    return f"**{title}**: {'; '.join(parts)}." if parts else ""
+            kinds[verdict(one)].append(f"`{who}` ({_points_in_words(one)})")
+    parts = [f"{kind}: {', '.join(who)}" for kind, who in kinds.items() if who]
+    return f"On **{title}**, {'; '.join(parts)}." if parts else ""
 
 
 def verdict(one: Difference) -> str:
-    """Return ``helped`` or ``hurt`` where the interval leaves zero out, else that it was not shown.
+    """Return which of `VERDICTS` holds: an interval with zero in it shows nothing either way.
 
     All figures of a study are better when larger.
     """
     if not one.is_clear or one.difference is None:
-        return "was not shown to help"
-    return "helped" if one.difference > 0 else "hurt"
+        return NOT_SHOWN
+    return HELPED if one.difference > 0 else HURT
 
 
 def _points_in_words(one: Difference) -> str:
     if one.interval is None:
         return f"{_points(one.difference)} points, no interval"
-    low, high = one.interval
-    if one.is_clear:
-        return f"{_points(one.difference)} points, {_points(low)} to {_points(high)}"
-    return f"{_points(one.difference)} points; anything from {_points(low)} to {_points(high)} fits"
+    low, high = map(_points, one.interval)
+    anywhere = "" if one.is_clear else "anywhere from "
+    return f"{_points(one.difference)} points, {anywhere}{low} to {high}"
 
 
 def _setting_table(figures: StudyFigures) -> str:
