@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,9 +68,12 @@ def run_study(study: Study, *, output: str | Path, resume: bool = False) -> Stud
     if not resume:
         runs.require_empty(folder)
     _require_study(folder)
+    plan_study(study, folder)
     with _only_study_in(folder):
-        _remove_scored_models(study, folder)
-        todo = plan_study(study, folder, log=folder / "logs" / "plan.txt")
+        if not study.keep_models:
+            _remove_scored_models(study, folder)
+        # Read again: until the lock was had, another study may have been at work.
+        todo = _read_progress(study, folder)[1]
         for number, cell in enumerate(todo, start=1):
             print(f"[{number}/{len(todo)}] {cell.name}", flush=True)
             error = _run(cell, folder, keep_model=study.keep_models)
@@ -83,54 +85,52 @@ def run_study(study: Study, *, output: str | Path, resume: bool = False) -> Stud
     return figures
 
 
+def plan_study(study: Study, folder: Path) -> None:
+    """Check every run that is not finished, and print what is to be done.
+
+    Args:
+        study: what is planned.
+        folder: the study's, which may hold finished runs.
+
+    Raises:
+        WbcError: all that is wrong, in one line.
+    """
+    from wbc_keras.study_run import check_cells, in_own_process
+
+    finished, todo = _read_progress(study, folder)
+    if todo:
+        faults, notes = in_own_process(check_cells, todo, folder)
+        if faults:
+            raise ConfigError(f"study {study.name}: {'; '.join(faults)}")
+        for note in notes:
+            print(f"note: {note}")
+    _print_plan(study, todo, finished)
+
+
+def _read_progress(study: Study, folder: Path) -> tuple[list[Result], list[Cell]]:
+    """Return the results of the finished runs, and the runs that are to be made."""
+    from wbc_keras.study_results import read_results
+
+    cells = list(study.cells())
+    results = read_results(folder, cells)
+    finished = [one for one in results.values() if one.error is None]
+    done = {one.cell.name for one in finished}
+    return finished, [cell for cell in cells if cell.name not in done]
+
+
 def _require_study(folder: Path) -> None:
     """Raise RunError if the folder holds something, but no study."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - {".lock"} and not names & {"results", "logs"}:
+    if names - {".lock"} and not names & {"results", "runs"}:
         raise RunError(f"{folder}: holds no study to go on with; check --output")
 
 
 def _remove_scored_models(study: Study, folder: Path) -> None:
     """Remove the models that a kill left between a run's result and their removal."""
-    from wbc_keras.study_results import read_results
     from wbc_keras.study_run import RUNS, remove_heavy
 
-    if not study.keep_models:
-        for name, one in read_results(folder, study.cells()).items():
-            if one.error is None:
-                remove_heavy(folder / RUNS / name)
-
-
-def plan_study(study: Study, folder: Path, *, log: Path | None = None) -> list[Cell]:
-    """Check every run that is not finished, print the plan, and return these runs.
-
-    Args:
-        study: what is planned.
-        folder: the study's, which may hold finished runs.
-        log: where the checks write what they print; nowhere if None.
-
-    Raises:
-        WbcError: all that is wrong, in one line.
-    """
-    from wbc_keras.study_results import read_results
-    from wbc_keras.study_run import check_cells, in_own_process
-
-    cells = list(study.cells())
-    results = read_results(folder, cells)
-    finished = {name: one for name, one in results.items() if one.error is None}
-    todo = [cell for cell in cells if cell.name not in finished]
-    if todo:
-        with contextlib.ExitStack() as stack:
-            if log is None:
-                log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "plan.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            faults, notes = in_own_process(check_cells, todo, folder, log=log)
-        if faults:
-            raise ConfigError(f"study {study.name}: {'; '.join(faults)}")
-        for note in notes:
-            print(f"note: {note}")
-    _print_plan(study, todo, list(finished.values()))
-    return todo
+    for one in _read_progress(study, folder)[0]:
+        remove_heavy(folder / RUNS / one.cell.name)
 
 
 def _print_plan(study: Study, todo: Sequence[Cell], finished: Sequence[Result]) -> None:
@@ -158,9 +158,7 @@ def _expect(todo: Sequence[Cell], finished: Sequence[Result]) -> float | None:
 
 
 def _time_left(study: Study, folder: Path, todo: Sequence[Cell]) -> str:
-    from wbc_keras.study_results import read_results
-
-    seconds = _expect(todo, list(read_results(folder, study.cells()).values()))
+    seconds = _expect(todo, _read_progress(study, folder)[0])
     return f"; {len(todo)} to go, about {_hours(seconds)}" if seconds else ""
 
 

@@ -7,6 +7,7 @@ probability for each class. A study is carried on from these alone, on another m
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -94,10 +95,10 @@ def write_result(
     )
     answers = _read_answers(run, splits)
     json_path, csv_path = _paths(folder, cell)
+    text = answers.to_csv(index=False, float_format=_DIGITS, lineterminator="\n")
     with replacing(csv_path) as temporary:
-        # Without the time of day, so that equal answers are equal files.
-        compression = {"method": "gzip", "mtime": 0}
-        answers.to_csv(temporary, index=False, float_format=_DIGITS, compression=compression)
+        # Without name and time of day, so that equal answers are equal files.
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
     # Last: where it is, the answers are whole.
     write_json(json_path, _about(cell) | asdict(facts))
 

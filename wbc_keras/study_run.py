@@ -5,6 +5,7 @@ A fresh process has a fresh TensorFlow, and its end, of whatever kind, is not th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -33,10 +34,13 @@ RUNS = "runs"
 _HEAVY = ("model.keras", "novelty.npz")
 
 
-def in_own_process(work: Callable[..., T], *arguments: Any, log: Path) -> T:
-    """Call ``work`` in a fresh Python that writes what it prints to ``log``.
+def in_own_process(work: Callable[..., T], *arguments: Any, log: Path | None = None) -> T:
+    """Call ``work`` in a fresh Python, which ends with this one, also if this one is killed.
 
-    The process ends with this one, also if this one is killed.
+    Args:
+        work: a function of a module.
+        arguments: its arguments; these and what it returns can be pickled.
+        log: what it prints is added to this file; None leaves it where this process prints.
 
     Raises:
         RunError: ``work`` raised, or its process was ended; in one line.
@@ -62,18 +66,25 @@ def in_own_process(work: Callable[..., T], *arguments: Any, log: Path) -> T:
     return outcome  # type: ignore[no-any-return]
 
 
-def _answer(sender: Connection, log: Path, work: Callable[..., Any], arguments: Any) -> None:
+def _answer(sender: Connection, log: Path | None, work: Callable[..., Any], arguments: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with log.open("a", encoding="utf-8") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if log is not None:
+        _print_to(log)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sender.send((True, work(*arguments)))
     except Exception as error:
         traceback.print_exc()
         sender.send((False, _describe(error)))
+
+
+def _print_to(log: Path) -> None:
+    """Let this process print to a file, its C++ libraries too."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def _end_with_parent() -> None:
@@ -158,7 +169,9 @@ def _network_faults(cell: Cell, plan: DataPlan, folder: Path) -> list[str]:
 
     try:
         check_weights(cell.config.model)
-        train_planned(cell.config, plan, folder=folder / RUNS / cell.name, dry_run=True)
+        # The banner of each network would bury the plan.
+        with contextlib.redirect_stdout(None):
+            train_planned(cell.config, plan, folder=folder / RUNS / cell.name, dry_run=True)
     except (WbcError, ValueError) as error:
         # Keras refuses an impossible network by a ValueError.
         return [f"{cell.setting}: {_describe(error)}"]
