@@ -189,6 +189,23 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     return config
 
 
+def read_settings(cls: type[T], path: str | Path) -> T:
+    """Read a YAML file strictly into a dataclass of settings.
+
+    Args:
+        cls: a frozen dataclass whose fields are of the kinds that `Config` has, or mappings.
+        path: the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or any number of faults, all named in one line.
+    """
+    faults: list[str] = []
+    settings = _build(cls, _read_yaml(Path(path)), "", faults)
+    if faults:
+        raise ConfigError(f"{path}: {'; '.join(faults)}")
+    return settings
+
+
 def dump_config(config: Config) -> str:
     """Return the whole config, defaults included, as YAML that `load_config` reads back equal."""
     return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
@@ -282,6 +299,8 @@ def _convert(value: Any, hint: Any) -> Any:
         raise ValueError(" | ".join(map(str, choices)))
     if origin is tuple:
         return _convert_tuple(value, choices)
+    if origin is dict:
+        return _convert_scalar(value, dict)
     if hint is type(None):
         if value is None:
             return None
@@ -323,6 +342,7 @@ def _convert_scalar(value: Any, hint: type) -> Any:
     if type(value) is hint:
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names[dict] = "a section"
     raise ValueError(names[hint])
 
 

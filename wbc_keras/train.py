@@ -103,7 +103,7 @@ def train(
     plan = plan_data(config)
     if resume:
         _require_same_splits(folder, plan)
-    return _train_planned(config, plan, folder=folder, dry_run=dry_run)
+    return train_planned(config, plan, folder=folder, dry_run=dry_run)
 
 
 def _run_in_order() -> None:
@@ -203,7 +203,12 @@ def plan_data(config: Config) -> DataPlan:
     )
 
 
-def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool) -> Path:
+def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool = False) -> Path:
+    """Build the network and train it on planned cells; a dry run stops when it is built.
+
+    Raises:
+        WbcError: a setting that does not fit the network or the classes.
+    """
     import keras
     import numpy as np
 
