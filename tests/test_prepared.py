@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from datetime import datetime
 from pathlib import Path
 
 import cv2
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -260,6 +264,77 @@ def test_command_names_bad_pictures(data, tmp_path, capsys):
     assert "bad pictures 2" in capsys.readouterr().out
     # Training does not ask for these.
     assert main([*arguments, "--set", "data.exclude_labels=[monocyte]"]) == 0
+
+
+# What is kept
+
+
+def backdate(folder: Path, *, days: float) -> None:
+    then = time.time() - days * 86_400
+    os.utime(folder, (then, then))
+
+
+def test_list_shows_size_last_use_and_source(data, cache, capsys):
+    old, new = make(data).folder, make(data, image_size=(40, 32)).folder
+    backdate(old, days=40)
+    capsys.readouterr()
+    assert main(["--list"]) == 0
+    first, second, total = capsys.readouterr().out.splitlines()
+    size = sum(path.stat().st_size for path in old.iterdir()) / 1e6
+    then = datetime.fromtimestamp(time.time() - 40 * 86_400)
+    assert first.startswith(f"{size:,.1f} MB  used {then:%Y-%m-%d}".rjust(len("  123,456.7 MB")))
+    assert first.endswith(f"prepared/{old.name}  {data}")
+    assert f"prepared/{new.name}" in second
+    assert total.endswith(f" MB in {cache}")
+    # Use counts, not age.
+    make(data)
+    assert main(["--list"]) == 0
+    assert f"prepared/{new.name}" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_what_no_run_has_used_is_removed(data, cache, capsys):
+    old, new = make(data).folder, make(data, image_size=(40, 32))
+    for folder in (old, new.folder):
+        backdate(folder, days=40)
+    new = make(data, image_size=(40, 32))
+    capsys.readouterr()
+    assert main(["--remove-unused", "30"]) == 0
+    out = capsys.readouterr().out
+    assert old.name in out
+    assert new.folder.name not in out
+    assert stores(cache) == [new.folder.name]
+    # A run that has it open goes on.
+    cells = new.take(new.files.to_series())
+    assert main(["--remove-unused", "0"]) == 0
+    assert stores(cache) == []
+    assert np.asarray(cells.images).any()
+    assert main(["--remove-unused", "0"]) == main(["--list"]) == 0
+
+
+def test_what_is_being_made_is_not_removed(data, cache):
+    folder = make(data).folder
+    lock = filelock.FileLock(cache / "locks" / f"prepared-{folder.name}.lock")
+    with lock:
+        assert main(["--remove-unused", "0"]) == 0
+    assert stores(cache) == [folder.name]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--list", "--config", "a.yaml"],
+        ["--list", "--remove-unused", "3"],
+        ["--remove-unused"],
+        ["--remove-unused", "-1"],
+        ["--remove-unused", "nan"],
+        ["--remove-unused", "a month"],
+    ],
+)
+def test_mistaken_options_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "error: " in capsys.readouterr().err
 
 
 def test_about_names_the_source(data):

@@ -6,7 +6,6 @@ They tell and do not mend; `screen` is the short form that training begins with.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,7 @@ from wbc_keras.duplicates import TURNS, Copies, compare
 from wbc_keras.errors import DataError
 from wbc_keras.labels import cell_type
 from wbc_keras.manifest import Manifest
-from wbc_keras.survey import Loader, Survey, survey_pictures
-
-logger = logging.getLogger(__name__)
+from wbc_keras.survey import Loader, Survey, survey_once, survey_pictures
 
 # Pixels of the shorter side under which a cell cannot be told; MedMNIST's smallest have 28.
 _TINY = 16
@@ -136,23 +133,21 @@ class Screening:
 
 
 def screen(manifest: Manifest, *, near_duplicates: str = "keep_together") -> Screening:
-    """Check as training begins; pictures are looked at small, not by the decoder of training.
+    """Check as training begins; pictures are looked at small, and once for all runs of a source.
 
     Args:
         manifest: labelled cells whose pictures can be read.
         near_duplicates: `ignore` leaves the pictures alone and looks at the table only.
 
     Raises:
-        DataError: the groups are class codes.
+        DataError: the groups are class codes, or the cache cannot be written.
     """
     codes = describe_class_codes(manifest.table)
     if codes:
         raise DataError(f"{manifest.root}: {codes}")
     if near_duplicates == "ignore":
         return Screening(None, ())
-    logger.info("looking for copies among %d pictures", len(manifest.table))
-    survey = survey_pictures(manifest.root, manifest.table["file"].tolist())
-    copies = survey.find_copies()
+    survey, copies = survey_once(manifest.root, manifest.table["file"].tolist())
     findings = [
         *check_table(manifest.table, copies),
         *check_pictures(manifest.table, survey, copies),
