@@ -141,6 +141,19 @@ def test_bad_pictures_are_remembered(data):
             prepared.take(files)
 
 
+def test_a_jpeg_cut_and_closed_is_bad_though_it_decodes(data):
+    image = cv2.imread(str(data / "monocyte" / "000.png"))
+    whole = cv2.imencode(".jpg", image)[1].tobytes()
+    (data / "monocyte" / "whole.jpg").write_bytes(whole)
+    (data / "monocyte" / "altered.jpg").write_bytes(whole[:-200] + b"\xff\xd9")
+    prepared = make(data)
+    (reason,) = [fault.reason for fault in prepared.bad.values()]
+    assert "JPEG data are damaged" in reason
+    with pytest.raises(DataError, match=r"altered\.jpg"):
+        prepared.take(pd.Series(["monocyte/altered.jpg"]))
+    assert prepared.take(pd.Series(["monocyte/whole.jpg"])).images[0].any()
+
+
 def test_headers_decide_what_is_read_so_their_code_is_part_of_the_key(data, monkeypatch, tmp_path):
     first = make(data).folder
     changed = tmp_path / "headers.py"
@@ -282,7 +295,7 @@ def test_list_shows_size_last_use_and_source(data, cache, capsys):
     first, second, total = capsys.readouterr().out.splitlines()
     size = sum(path.stat().st_size for path in old.iterdir()) / 1e6
     then = datetime.fromtimestamp(time.time() - 40 * 86_400)
-    assert first.startswith(f"{size:,.1f} MB  used {then:%Y-%m-%d}".rjust(len("  123,456.7 MB")))
+    assert first.startswith(f"{size:,.1f} MB".rjust(12) + f"  used {then:%Y-%m-%d}")
     assert first.endswith(f"prepared/{old.name}  {data}")
     assert f"prepared/{new.name}" in second
     assert total.endswith(f" MB in {cache}")
