@@ -24,7 +24,7 @@ LAYERS = (
     "record report_tables summary checklists gallery study_plan study_results study_figures "
     "study_report",
     # 1: TensorFlow and Keras parts
-    "images stain localize cells prepared augment pipeline layers losses backbones",
+    "images stain localize cells prepared augment mixing pipeline layers losses backbones",
     # 2: assembly
     "classifier averaging fitting inference predictor pretrained gradcam plots screening_plots "
     "screening_report novelty_report second_look_report faithfulness faithfulness_plots "

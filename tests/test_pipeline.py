@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wbc_keras.augment import CellAugmentation, draw_uniforms
+from wbc_keras.augment import draw_uniforms, make_augmentation
 from wbc_keras.cells import Cells, StoredImages
 from wbc_keras.config import AugmentConfig
 from wbc_keras.pipeline import count_steps, make_batches, make_training_batches
@@ -134,7 +134,7 @@ def test_other_seed_gives_another_order(cells):
 
 def test_pictures_are_those_of_seed_epoch_and_cell(cells):
     """Whatever their order, cells change as the layer says when called by hand."""
-    layer = CellAugmentation(**dataclasses.asdict(AUGMENT))
+    layer = make_augmentation(AUGMENT)
     for epoch in (0, 3):
         by_hand = layer(cells.images, draw_uniforms(10, seed=5, epoch=epoch))
         batches = training(cells, epochs=range(epoch, epoch + 1), batch_size=10)
@@ -181,6 +181,28 @@ def test_a_cell_drawn_twice_in_an_epoch_is_changed_in_two_ways(cells):
     values, counts = np.unique(weights, return_counts=True)
     twice = images[weights == values[counts > 1][0]]
     assert np.abs(twice[0] - twice[1]).mean() > 5
+
+
+def test_mixed_cells_carry_the_shares_of_two_classes(cells):
+    labels = np.eye(3, dtype=np.float32)[np.arange(10) % 3]
+    mixing = dataclasses.replace(AUGMENT, mixup=1.0)
+    batches = make_training_batches(
+        cells, labels, np.ones(10), augment=mixing, batch_size=10, seed=0, epochs=range(1)
+    )
+    ((_, targets, weights),) = batches.as_numpy_iterator()
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights, 1, rtol=1e-5)
+    assert ((targets > 0).sum(axis=1) == 2).sum() >= 4
+    with pytest.raises(ValueError, match="one-hot"):
+        make_training_batches(
+            cells,
+            np.arange(10),
+            np.ones(10),
+            augment=mixing,
+            batch_size=10,
+            seed=0,
+            epochs=range(1),
+        )
 
 
 def test_two_epochs_show_a_cell_differently(cells):

@@ -7,12 +7,15 @@ layer itself is a pure function in `keras.ops`: it runs in ``tf.data``, on a dev
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from wbc_keras.config import AugmentConfig
 
 # The first ten come from one stream, the stain's six from another: older figures stay repeatable.
 _COLUMNS = (
@@ -27,6 +30,8 @@ _COLUMNS = (
     "hue",
     "saturation",
 )
+_STRENGTHS = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
+_STRENGTHS += ["brightness", "contrast", "hue", "saturation", "stain"]
 _STAIN_COLUMNS = 6  # a strength and an offset for each of three stains
 # Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001, table 1).
 # A Wright-Giemsa smear has other dyes; what is wanted is three axes of absorption to vary.
@@ -144,12 +149,16 @@ class CellAugmentation(keras.layers.Layer):
         return ops.clip(moved + brightness[:, None, None, None], 0.0, 255.0)
 
     def get_config(self) -> dict[str, Any]:
-        names = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
-        names += ["brightness", "contrast", "hue", "saturation", "stain"]
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {name: getattr(self, name) for name in _STRENGTHS}
 
     def compute_output_shape(self, images_shape: Any, uniforms_shape: Any = None) -> Any:
         return images_shape
+
+
+def make_augmentation(settings: AugmentConfig) -> CellAugmentation:
+    """Return the layer of the settings' changes to single cells; mixing two is `mixing`'s."""
+    strengths = dataclasses.asdict(settings)
+    return CellAugmentation(**{name: strengths[name] for name in _STRENGTHS})
 
 
 def _spread(uniform: Any, strength: float) -> Any:

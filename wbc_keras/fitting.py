@@ -241,7 +241,10 @@ def _compile(
     if keras.mixed_precision.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
-    metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(len(counts))]
+    accuracy: Any = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    if _is_mixed(config):
+        accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+    metrics = [accuracy, MacroF1(len(counts))]
     loss = build_loss(config.loss, counts)
     model.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile, auto_scale_loss=False)
 
@@ -257,11 +260,16 @@ def _fit_phase(
     state: TrainingState,
     average: WeightAverage,
 ) -> None:
-    settings = config.train
+    settings, mixed = config.train, _is_mixed(config)
     first = max(phase.epochs.start, state.last_epoch + 1)
+
+    def targets(labels: np.ndarray) -> np.ndarray:
+        # A mixture of two cells is of two classes, and metrics want one form throughout.
+        return np.eye(model.output_shape[-1], dtype=np.float32)[labels] if mixed else labels
+
     batches = make_training_batches(
         train.cells,
-        train.labels,
+        targets(train.labels),
         cell_weights(train.labels, config=config, classes=model.output_shape[-1]),
         augment=config.augment,
         weights_from=_first_weighted_epoch(config),
@@ -285,10 +293,14 @@ def _fit_phase(
         steps_per_epoch=count_steps(len(train.cells), settings.batch_size),
         shuffle=False,  # the dataset is shuffled already
         validation_data=make_batches(
-            validation.cells, validation.labels, batch_size=settings.batch_size
+            validation.cells, targets(validation.labels), batch_size=settings.batch_size
         ),
         callbacks=[average, keeper, board],
     )
+
+
+def _is_mixed(config: Config) -> bool:
+    return config.augment.mixup > 0 or config.augment.cutmix > 0
 
 
 def _first_weighted_epoch(config: Config) -> int:
