@@ -21,7 +21,6 @@ from wbc_keras.config import dump_config, load_config
 from wbc_keras.decisions import read_decisions, write_decisions
 from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
-from wbc_keras.explain import strongest_classes
 from wbc_keras.manifest import read_manifest
 from wbc_keras.non_cells import KINDS
 from wbc_keras.novelty import read_novelty
@@ -282,7 +281,7 @@ def test_heatmaps_of_a_merged_class_are_of_its_strongest(merged_evaluation, fine
     selection = select_cells(open_run(finer_run), data=neutrophils)
     shares = np.array([[0.3, 0.1, 0.4, 0.2], [0.1, 0.6, 0.1, 0.2], [0.1, 0.2, 0.2, 0.5]])
     # Together the first and last class win in the first row, where the third is the largest.
-    assert strongest_classes(selection, shares).tolist() == [0, 1, 3]
+    assert selection.strongest(shares).tolist() == [0, 1, 3]
     arguments = ["--run", str(finer_run), "--data", str(neutrophils), "--samples", "4"]
     assert explain(arguments) == 0
     table = pd.read_csv(finer_run / "explanations" / "cells.csv")

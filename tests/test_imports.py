@@ -26,7 +26,8 @@ LAYERS = (
     "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly
     "classifier fitting inference predictor gradcam plots screening_plots screening_report "
-    "novelty_report second_look_report faithfulness faithfulness_plots report_page model_card",
+    "novelty_report second_look_report faithfulness faithfulness_plots verdicts report_page "
+    "model_card",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",
 )

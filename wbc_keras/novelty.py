@@ -167,7 +167,8 @@ def spread_over_classes(labels: npt.ArrayLike, count: int) -> Integers:
 def write_novelty(folder: Path, novelty: Novelty) -> None:
     """Write ``novelty.npz`` into a run folder, whole or not at all."""
     with replacing(folder / NOVELTY_FILE) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **_arrays(novelty))
+        # Older NumPy would store its argument allow_pickle as one more array.
+        np.savez_compressed(temporary, **_arrays(novelty))  # type: ignore[arg-type]
 
 
 def read_novelty(folder: Path) -> Novelty | None:

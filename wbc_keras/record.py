@@ -27,6 +27,7 @@ _PARTS = {
     "calibration.json": "nothing of whether probabilities mean what they say",
     "selective.json": "nothing of what the model would rather not decide",
     "screening.json": "nothing of abnormal cells at a chosen threshold",
+    "mistakes.npz": "no heatmaps beside the mistakes",
 }
 
 
