@@ -154,7 +154,8 @@ def _write_cells(folder: Path, verdicts: Verdicts) -> None:
     """Write ``splits.csv``: folds together test every cell, and comparing them needs patients."""
     from wbc_keras.splits import write_splits
 
-    write_splits(folder / "splits.csv", verdicts.rows, ["test"] * len(verdicts.rows))
+    rows = verdicts.rows.assign(split="")
+    write_splits(folder / "splits.csv", rows, ["test"] * len(rows))
 
 
 def write_evaluation(

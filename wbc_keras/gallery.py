@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import logging
 import zipfile
 from collections.abc import Mapping
@@ -131,7 +132,7 @@ def read_heatmaps(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     try:
-        with np.load(path) as stored:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
             return dict(zip(stored["files"].tolist(), stored["heatmaps"], strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: is damaged; evaluate again, or remove it") from error

@@ -223,8 +223,8 @@ def _chosen_points(record: Record) -> list[tuple[str, float]]:
     if record.decisions is None:
         return []
     chosen = {
-        "found 95 % on validation": record.decisions.sensitive_threshold,
-        "spared 95 % on validation": record.decisions.specific_threshold,
+        "sensitive": record.decisions.sensitive_threshold,
+        "specific": record.decisions.specific_threshold,
     }
     return [(title, value) for title, value in chosen.items() if value is not None]
 

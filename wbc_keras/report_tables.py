@@ -297,9 +297,9 @@ def _operating_points(scored: Scored) -> Table:
     )
     columns = ("point", "threshold", *RATES.values(), "missed", "false alarms")
     note = (
-        "Thresholds chosen on validation: the highest of a sensitivity of at least 0.95 there "
-        "(sensitive), the lowest of a specificity of at least 0.95 (specific). The rates are of "
-        "the cells scored here. Where the two kinds hardly overlap, specific may miss fewer."
+        "Thresholds chosen on validation: sensitive found at least 95 % of such cells there, "
+        "specific left at least 95 % of the others alone; where thresholds did both, each is the "
+        "best of these at its own aim. The rates are of the cells scored here."
     )
     return Table("operating_points", "Operating points", note, columns, rows)
 
