@@ -111,8 +111,8 @@ def _list_thresholds(record: Record) -> str:
         return ""
     chosen = {
         "an answer is accepted from a confidence of": one.accept_threshold,
-        "a cell is called abnormal, so that at least 95 % of such were found, from": one.sensitive_threshold,
-        "so that at least 95 % of the normal cells were left alone, from": one.specific_threshold,
+        "a cell is called abnormal, at least 95 % of such found, from": one.sensitive_threshold,
+        "at least 95 % of the normal cells left alone, from": one.specific_threshold,
     }
     return "; ".join(
         f"{what} {'none could be had' if value is None else f'{value:.3f}'}"

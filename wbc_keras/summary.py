@@ -150,9 +150,10 @@ def _say_abnormal(scored: Scored) -> Iterator[str]:
     if point := _point(scored, "sensitive"):
         found, missed = point["true_positives"], point["false_negatives"]
         yield (
-            "At the threshold that found at least 95 % of the abnormal cells on validation, it finds "
-            f"{found:,} of {found + missed:,} here: {estimate(point, 'sensitivity').with_range}, "
-            f"and calls {count(point['false_positives'], 'normal cell')} abnormal: specificity "
+            "At the threshold that found at least 95 % of the abnormal cells on validation, it "
+            f"finds {found:,} of {found + missed:,} here: "
+            f"{estimate(point, 'sensitivity').with_range}, and calls "
+            f"{count(point['false_positives'], 'normal cell')} abnormal: specificity "
             f"{estimate(point, 'specificity').with_range}."
         )
     other = _point(scored, "specific")
