@@ -63,19 +63,6 @@ def test_second_evaluation_gets_a_row(scored_run, tmp_path):
     assert [row[0] for row in rows] == ["test", "elsewhere"]
 
 
-def test_latex_is_escaped_and_a_bracket_opens_no_option():
-    table = Table("t", "50 % more", "", ("a_b", "n"), (("x", 1), ("[5em] & $x_1$", 2)))
-    latex = table.to_latex()
-    assert r"\caption{50 \% more}" in latex
-    assert r"a\_b & n" in latex
-    assert "\n{}[5em] \\& \\$x\\_1\\$ & 2 \\\\" in latex
-
-
-def test_long_table_breaks_over_pages():
-    long = Table("t", "t", "", ("n",), tuple((n,) for n in range(60)))
-    assert "longtable" in long.to_latex()
-
-
 def test_numbers_sort_by_their_full_value():
     assert sort_key(Estimate(0.97123, 0.9, 1.0)) == "0.97123"
     assert (sort_key(Estimate(None)), sort_key(1200), sort_key("x")) == ("", "1200", "x")

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from wbc_keras.estimates import count, estimate
+from wbc_keras.estimates import as_text, count, estimate
 from wbc_keras.record import Record
 from wbc_keras.report_page import describe_source, make_templates
-from wbc_keras.report_tables import NAMES, Table, as_text
+from wbc_keras.report_tables import NAMES, Table
 from wbc_keras.summary import limits, say_split, summarise
 
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "macro_auroc": "roc_auc"}

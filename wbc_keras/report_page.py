@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 
 from wbc_keras import __version__
 from wbc_keras.errors import RunError
-from wbc_keras.estimates import Estimate, count, percent
+from wbc_keras.estimates import Cell, Estimate, as_text, count, percent
 from wbc_keras.gallery import Mistakes, embed
 from wbc_keras.labels import abnormal_classes
 from wbc_keras.plots import plot_history
 from wbc_keras.predictions import class_columns
 from wbc_keras.record import Record, Scored
-from wbc_keras.report_tables import Cell, Table, as_text, sort_key
+from wbc_keras.report_tables import Table, sort_key
 from wbc_keras.summary import headlines, limits, summarise
 
 _MOST_CELLS = 100_000  # whose numbers are put into the page: at most 1.2 MB

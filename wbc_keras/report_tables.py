@@ -8,14 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from wbc_keras.estimates import NONE, Estimate, estimate, make_estimate
+from wbc_keras.estimates import NONE, Cell, Estimate, estimate, make_estimate
 from wbc_keras.labels import is_abnormal
+from wbc_keras.latex import render_table
 from wbc_keras.record import Json, Record, Scored
 from wbc_keras.splits import SPLITS
-
-Cell = str | int | Estimate
-
-_LINES_OF_A_PAGE = 40
 
 # JSON name -> what people call it; areas, errors and shares alike are fractions.
 FIGURES = {
@@ -83,31 +80,18 @@ class Table:
         return text
 
     def to_latex(self) -> str:
-        """Return a floating table for LaTeX with booktabs, everything escaped."""
-        frame = pd.DataFrame(
-            [[as_text(cell) for cell in row] for row in self.rows], columns=list(self.columns)
-        )
-        text: str = frame.to_latex(
-            index=False,
-            escape=True,
-            caption=_escape_caption(self.title),
+        """Return the table for LaTeX (`latex.render_table`)."""
+        return render_table(
+            self.rows,
+            self.columns,
+            title=self.title,
             label=f"tab:{self.name}",
-            column_format="".join("l" if self.is_text(c) else "r" for c in range(len(frame.T))),
-            longtable=len(self.rows) > _LINES_OF_A_PAGE,
+            is_text=[self.is_text(column) for column in range(len(self.columns))],
         )
-        # After the end of a row LaTeX would take a bracket for a length.
-        return text.replace("\n[", "\n{}[")
 
     def is_text(self, column: int) -> bool:
         """Tell whether a column holds texts, which stand on the left."""
         return any(isinstance(row[column], str) for row in self.rows)
-
-
-def as_text(cell: Cell) -> str:
-    """Return a cell as it is read."""
-    if isinstance(cell, Estimate):
-        return cell.text
-    return cell if isinstance(cell, str) else f"{cell:,}"
 
 
 def sort_key(cell: Cell) -> str:
@@ -386,7 +370,3 @@ def _values(cell: Cell, wide: bool) -> list[str | int | float | None]:
     if not isinstance(cell, Estimate):
         return [cell]
     return [cell.value, cell.low, cell.high] if wide else [cell.value]
-
-
-def _escape_caption(text: str) -> str:
-    return text.replace("%", r"\%")
