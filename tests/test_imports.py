@@ -21,7 +21,7 @@ LAYERS = (
     "metrics balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "latex record report_tables summary checklists gallery",
+    "latex tables record report_tables summary checklists gallery",
     # 1: TensorFlow and Keras parts
     "images stain localize cells prepared augment pipeline layers losses backbones",
     # 2: assembly

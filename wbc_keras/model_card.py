@@ -15,8 +15,9 @@ import yaml
 from wbc_keras.estimates import as_text, count, estimate
 from wbc_keras.record import Record
 from wbc_keras.report_page import describe_source, make_templates
-from wbc_keras.report_tables import NAMES, Table
+from wbc_keras.report_tables import NAMES
 from wbc_keras.summary import limits, say_split, summarise
+from wbc_keras.tables import Table
 
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "macro_auroc": "roc_auc"}
 

@@ -39,7 +39,7 @@ class Scored:
         name: the split's, or the other data's.
         folder: where it lies.
         metrics: metrics.json.
-        calibration, selective, screening, experts: the JSON files of these names.
+        calibration, selective, screening, novelty, experts: the JSON files of these names.
         predictions: one row for each cell (`predictions`).
         patients: one row for each patient (`patients`).
     """
@@ -50,6 +50,7 @@ class Scored:
     calibration: Json | None
     selective: Json | None
     screening: Json | None
+    novelty: Json | None
     experts: Json | None
     predictions: pd.DataFrame | None
     patients: pd.DataFrame | None
@@ -72,6 +73,7 @@ class Record:
         decisions: what was fitted on validation.
         evaluations: the run's own test cells first, then by name.
         explanations: the sheet of heatmaps.
+        checks: whether they explain anything (checks.json).
         missing: one sentence for each part that is not there.
     """
 
@@ -82,6 +84,7 @@ class Record:
     decisions: Decisions | None
     evaluations: tuple[Scored, ...]
     explanations: Path | None
+    checks: Json | None
     missing: tuple[str, ...]
 
     @property
@@ -144,6 +147,7 @@ def read_record(folder: str | Path) -> Record:
         **record,  # type: ignore[arg-type]
         evaluations=tuple(evaluations),
         explanations=sheet if sheet.is_file() else None,
+        checks=_read_if_there(sheet.parent / "checks.json", _read_json),
         missing=tuple(missing),
     )
 
@@ -172,7 +176,7 @@ def _read_scored(folder: Path) -> Scored:
         _read_json(folder / "metrics.json"),
         **{
             name: _read_if_there(folder / f"{name}.json", _read_json)
-            for name in ("calibration", "selective", "screening", "experts")
+            for name in ("calibration", "selective", "screening", "novelty", "experts")
         },
         predictions=_read_if_there(folder / "predictions.csv", read_predictions),
         patients=_read_if_there(folder / "patients.csv", _read_csv),

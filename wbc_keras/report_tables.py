@@ -1,18 +1,17 @@
-"""The tables of a report: one form for the page, for CSV and for LaTeX."""
+"""The tables of a report, from what lies in a run folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from wbc_keras.estimates import NONE, Cell, Estimate, estimate, make_estimate
 from wbc_keras.labels import is_abnormal
-from wbc_keras.latex import render_table
 from wbc_keras.record import Json, Record, Scored
 from wbc_keras.splits import SPLITS
+from wbc_keras.tables import Table
 
 # JSON name -> what people call it; areas, errors and shares alike are fractions.
 FIGURES = {
@@ -45,59 +44,9 @@ _CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
 # All that may be made, with the checklists, which are a module of their own.
 NAMES: tuple[str, ...] = (
     *("data", "settings", "evaluations", "figures", "per_class", "confusion_pairs", "screening"),
-    *("operating_points", "calibration", "coverage", "patients", "experts", "checklists"),
+    *("operating_points", "calibration", "coverage", "novelty", "patients", "experts"),
+    *("heatmaps", "checklists"),
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for people.
-
-    Attributes:
-        name: of its files, e.g. ``per_class``.
-        title: what it shows.
-        note: how to read it.
-        columns: their heads.
-        rows: a cell for each column: a text, a count or an `Estimate`.
-    """
-
-    name: str
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def to_csv(self) -> str:
-        """Return the numbers in full; an interval's ends have columns of their own."""
-        spread = [any(_interval(row[c]) for row in self.rows) for c in range(len(self.columns))]
-        heads = zip(self.columns, spread, strict=True)
-        names = [name for head, wide in heads for name in _names(head, wide)]
-        rows = [
-            [value for cell, wide in zip(row, spread, strict=True) for value in _values(cell, wide)]
-            for row in self.rows
-        ]
-        text: str = pd.DataFrame(rows, columns=names, dtype=object).to_csv(index=False)
-        return text
-
-    def to_latex(self) -> str:
-        """Return the table for LaTeX (`latex.render_table`)."""
-        return render_table(
-            self.rows,
-            self.columns,
-            title=self.title,
-            label=f"tab:{self.name}",
-            is_text=[self.is_text(column) for column in range(len(self.columns))],
-        )
-
-    def is_text(self, column: int) -> bool:
-        """Tell whether a column holds texts, which stand on the left."""
-        return any(isinstance(row[column], str) for row in self.rows)
-
-
-def sort_key(cell: Cell) -> str:
-    """Return what a column is sorted by: the number in full, "" where there is none."""
-    value = cell.value if isinstance(cell, Estimate) else cell
-    return "" if value is None else str(value)
 
 
 def make_tables(record: Record) -> dict[str, Table]:
@@ -106,6 +55,7 @@ def make_tables(record: Record) -> dict[str, Table]:
         lambda: _data(record),
         lambda: _settings(record),
         lambda: _evaluations(record.evaluations),
+        lambda: _heatmaps(record.checks),
     ]
     if main := record.main:
         makers += [
@@ -116,6 +66,7 @@ def make_tables(record: Record) -> dict[str, Table]:
             lambda: _operating_points(main),
             lambda: _calibration(main),
             lambda: _coverage(main),
+            lambda: _novelty(main),
             lambda: _patients(main),
             lambda: _experts(main),
         ]
@@ -313,6 +264,53 @@ def _coverage(scored: Scored) -> Table | None:
     return Table("coverage", "Knowing when not to answer", note, columns, rows)
 
 
+def _novelty(scored: Scored) -> Table | None:
+    if scored.novelty is None:
+        return None
+    of = {"cells scored here": scored.novelty["scored"]}
+    for source, what in (("left_out", "cells of"), ("drawn", "drawn:")):
+        found = (scored.novelty.get(source) or {}).items()
+        of |= {f"{what} {name.replace('_', ' ')}": one for name, one in found}
+    rows = tuple(
+        (name, int(one["cells"]), estimate(one, "auroc"), estimate(one, "share_over_99"))
+        for name, one in of.items()
+    )
+    columns = ("pictures", "number", "AUROC", "share over 0.99")
+    note = (
+        "Novelty tells how far a picture lies from what the model was trained on. AUROC: how often "
+        "it lies farther than a validation cell, 0.5 where it is at home. Of the validation cells "
+        "1 % are over 0.99. Drawn cells show how much drawing alone makes foreign."
+    )
+    return Table("novelty", "What is foreign to the model", note, columns, rows)
+
+
+def _heatmaps(checks: Json | None) -> Table | None:
+    if checks is None:
+        return None
+    stages = [name for name in checks if name.startswith("similarity_")]
+    last = [name for name in stages if name != "similarity_between_cells"][-1:]
+    beside = {
+        "nucleus_energy": ("heat in the nucleus, beside its share of the crop", "nucleus_area"),
+        "cell_energy": ("heat in the cell, beside its share of the crop", "cell_area"),
+        "deletion": ("the hottest parts taken away: probability left", "deletion_control"),
+        "insertion": ("the hottest parts given back: probability reached", "insertion_control"),
+        **dict.fromkeys(last, ("likeness to the map after all weights are shuffled", "")),
+        "similarity_between_cells": ("likeness of the maps of two cells", ""),
+    }
+    rows = tuple(
+        (title, estimate(checks, name), estimate(checks, other) if other else NONE)
+        for name, (title, other) in beside.items()
+    )
+    note = (
+        f"On {checks['cells']} cells, {checks['method']}. A map that explains has more heat in the "
+        "cell than the cell's share, leaves less probability when its parts go, and brings back "
+        "more, than another cell's map does; and it is unlike (near 0) the map of shuffled weights "
+        "and those of other cells."
+    )
+    columns = ("check", "heatmap", "to compare with")
+    return Table("heatmaps", "Do the heatmaps explain anything?", note, columns, rows)
+
+
 def _patients(scored: Scored) -> Table | None:
     found = scored.question("patients")
     if found is None:
@@ -356,17 +354,3 @@ def _experts(scored: Scored) -> Table | None:
     columns = ("who", "cells", "number", "agreement", "kappa")
     note = "How often two give a cell the same name: the ceiling that a model is read against."
     return Table("experts", "Agreement, two by two", note, columns, tuple(rows))
-
-
-def _interval(cell: Cell) -> bool:
-    return isinstance(cell, Estimate) and cell.low is not None
-
-
-def _names(head: str, wide: bool) -> list[str]:
-    return [head, f"{head}, low", f"{head}, high"] if wide else [head]
-
-
-def _values(cell: Cell, wide: bool) -> list[str | int | float | None]:
-    if not isinstance(cell, Estimate):
-        return [cell]
-    return [cell.value, cell.low, cell.high] if wide else [cell.value]
