@@ -94,7 +94,7 @@ class Verdicts:
             self.class_names,
             self.boxes,
             accepted=self.accepted,
-            novelty=None if self.novelty is None else self.novelty["mahalanobis"].to_numpy(),
+            novelty=None if self.novelty is None else self.novelty["novelty"].to_numpy(),
         )
 
     def of_each_cell(self, decision: str) -> np.ndarray | None:
