@@ -69,7 +69,11 @@ class Novelty:
             )
         )
 
-    def score(self, distances: Distances) -> Array:
+    def score(self, features: npt.ArrayLike) -> Array:
+        """Return how foreign n cells are from their features (n, d), as `rank` tells it."""
+        return self.rank(self.measure(features))
+
+    def rank(self, distances: Distances) -> Array:
         """Return (n,) in [0, 1]: the share of validation cells that are less foreign.
 
         How foreign a cell is, is the larger of its two shares of validation cells that are nearer.

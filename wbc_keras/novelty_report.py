@@ -40,14 +40,14 @@ _COLOR_OF = {"scored": _COLORS[0], "left out": _COLORS[1], "drawn": _COLORS[2]}
 def describe_novelty(novelty: Novelty, features: np.ndarray) -> pd.DataFrame:
     """Return a row for each of n cells, from features ``(n, d)``.
 
-    ``novelty`` is `Novelty.score`, ``mahalanobis`` and ``neighbours`` are the two shares of
+    ``novelty`` is `Novelty.rank`, ``mahalanobis`` and ``neighbours`` are the two shares of
     validation cells that are nearer, which it is made of, and ``far`` is the Mahalanobis distance
     over that which 99 % of the validation cells keep within.
     """
     distances = novelty.measure(features)
     return pd.DataFrame(
         {
-            "novelty": novelty.score(distances),
+            "novelty": novelty.rank(distances),
             "mahalanobis": percentiles(distances.mahalanobis, novelty.mahalanobis),
             "neighbours": percentiles(distances.neighbours, novelty.neighbours),
             "far": distances.mahalanobis / np.quantile(novelty.mahalanobis, _FAR),
