@@ -72,6 +72,7 @@ class Record:
         history: one row for each epoch.
         decisions: what was fitted on validation.
         evaluations: the run's own test cells first, then by name.
+        bad_pictures: how many were left out as unreadable.
         explanations: the sheet of heatmaps.
         checks: whether they explain anything (checks.json).
         missing: one sentence for each part that is not there.
@@ -83,6 +84,7 @@ class Record:
     history: pd.DataFrame | None
     decisions: Decisions | None
     evaluations: tuple[Scored, ...]
+    bad_pictures: int
     explanations: Path | None
     checks: Json | None
     missing: tuple[str, ...]
@@ -146,6 +148,7 @@ def read_record(folder: str | Path) -> Record:
         run,
         **record,  # type: ignore[arg-type]
         evaluations=tuple(evaluations),
+        bad_pictures=len(_read_if_there(run.folder / "bad_images.txt", _read_lines) or ()),
         explanations=sheet if sheet.is_file() else None,
         checks=_read_if_there(sheet.parent / "checks.json", _read_json),
         missing=tuple(missing),
@@ -195,6 +198,10 @@ def _read_json(path: Path) -> Json:
     if not isinstance(value, dict):
         raise RunError(f"{path}: is damaged, expected an object; {_mend(path)}")
     return value
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
