@@ -29,7 +29,7 @@ help: ## list the targets
 	@echo "make demo DATA=PATH trains on your own cells; make test ARGS='-k config' runs a few tests;"
 	@echo "PYTHON=python3.12 chooses the Python that .venv is made with."
 
-demo: $(RUNTIME) ## train, evaluate, explain, export and predict, on drawn cells
+demo: $(RUNTIME) ## train, evaluate, explain, export, predict and report, on drawn cells
 	@set -e; \
 	run=artifacts/demo-$$(date +%Y%m%d-%H%M%S); \
 	set -x; \
@@ -40,11 +40,12 @@ demo: $(RUNTIME) ## train, evaluate, explain, export and predict, on drawn cells
 	$(BIN)/python -m wbc_keras.export --run $$run; \
 	$(BIN)/python -m wbc_keras.predict --model $$run/saved_model/1 --data "$(DATA)" \
 		--output $$run/predictions.csv; \
+	$(BIN)/python -m wbc_keras.report --run $$run; \
 	{ set +x; } 2>/dev/null; \
 	echo; \
 	echo "Look at:"; \
-	for path in evaluation/test/metrics.json evaluation/test/confusion_matrix.png \
-		explanations/cells.png saved_model/1 predictions.csv; do echo "  $$run/$$path"; done
+	for path in report.html evaluation/test/metrics.json explanations/cells.png \
+		saved_model/1 predictions.csv; do echo "  $$run/$$path"; done
 
 test: $(DEV) ## run the whole suite, notebooks included
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)

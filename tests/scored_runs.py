@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ from wbc_keras.decisions import fit_decisions, write_decisions
 from wbc_keras.probabilities import softmax
 from wbc_keras.splits import write_splits
 from wbc_keras.synthetic import draw_cell
+from wbc_keras.verdicts import Verdicts
 
 CLASSES = ("erythroblast", "lymphocyte", "monocyte", "myeloblast", "neutrophil_segmented")
 # Names that a page, a card or a table in LaTeX could take for its own.
@@ -60,7 +61,8 @@ def write_evaluation(
     decisions = read_decisions(run)
     assert decisions is not None
     probabilities = softmax(logits, temperature=decisions.temperature).astype("float32")
-    answers = evaluating._Answers(
+    predicted = np.array(class_names)[probabilities.argmax(axis=1)]
+    verdicts = Verdicts(
         rows=tested[["file", "label", "group"]],
         root=run.parent / "cells",
         class_names=tuple(class_names),
@@ -75,9 +77,17 @@ def write_evaluation(
         experts=None,
         novelty=None,
         foreign=None,
+        heatmaps=_draw_heat(tested["file"][predicted != tested["label"]]),
     )
     with runs.replacing_folder(run / "evaluation" / "test") as temporary:
-        evaluating._write(temporary, answers, answers.score(), {"left_out": {}})
+        evaluating.write_evaluation(temporary, verdicts, verdicts.score(), {"left_out": {}})
+
+
+def _draw_heat(files: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return maps that are hot in their upper left quarter."""
+    heat = np.zeros((48, 48), np.uint8)
+    heat[:24, :24] = 255
+    return dict.fromkeys(files, heat)
 
 
 def _draw_cells(folder: Path, class_names: Sequence[str], *, patients: bool) -> pd.DataFrame:

@@ -142,6 +142,24 @@ def test_tensorflow_is_not_loaded(runs):
     assert done.returncode == 0, done.stderr
 
 
+def test_folders_of_all_folds_together(runs, tmp_path, capsys):
+    """What evaluate writes of folds: the tables at the top, and patients in its splits.csv."""
+    pooled = []
+    for run in runs:
+        folder = tmp_path / f"all_{run.name}"
+        shutil.copytree(run / "evaluation" / "test", folder)
+        shutil.copy(run / "splits.csv", folder)
+        pooled.append(folder)
+    for arguments, name in ((runs, "single"), (pooled, "pooled")):
+        assert main([*map(str, arguments), "--output", str(tmp_path / name)]) == 0
+    single, together = (summary_in(tmp_path / name) for name in ("single", "pooled"))
+    assert together["patients"] == 12
+    figures = [one["comparisons"][0]["figures"] for one in (single, together)]
+    assert figures[0] == figures[1]
+    (pooled[1] / "splits.csv").unlink()
+    refused(capsys, pooled, str(pooled[1]), "score the run first")
+
+
 # Bad input.
 
 

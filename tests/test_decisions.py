@@ -26,21 +26,76 @@ def simulate(n=900, *, names=NAMES, signal=2.0, seed=0, decimals=9):
     return labels, np.round(logits, decimals)
 
 
+def rates_at(threshold, labels, logits, temperature):
+    """Return sensitivity and specificity of calling a cell abnormal."""
+    score = softmax(logits, temperature=temperature)[:, 2:].sum(axis=1)
+    abnormal = labels >= 2
+    return np.mean(score[abnormal] >= threshold), np.mean(score[~abnormal] < threshold)
+
+
 @pytest.mark.parametrize("decimals", [9, 0])
-def test_thresholds_keep_what_they_promise_and_are_the_furthest(decimals):
+def test_of_a_poor_model_each_threshold_keeps_one_aim_and_is_the_furthest(decimals):
     labels, logits = simulate(decimals=decimals)
     got = fit_decisions(labels, logits, NAMES)
     shares = softmax(logits, temperature=got.temperature)
     accepted = got.accept(shares)
+    assert got.wanted_accuracy == 0.95
     assert np.mean((shares.argmax(axis=1) == labels)[accepted]) >= 0.95
-    abnormal, score = labels >= 2, shares[:, 2:].sum(axis=1)
-    assert np.mean(score[abnormal] >= got.sensitive_threshold) >= 0.95
-    assert np.mean(score[~abnormal] < got.specific_threshold) >= 0.95
+    score = shares[:, 2:].sum(axis=1)
+    assert rates_at(got.sensitive_threshold, labels, logits, got.temperature)[0] >= 0.95
+    assert rates_at(got.specific_threshold, labels, logits, got.temperature)[1] >= 0.95
     higher = score[score > got.sensitive_threshold].min() + 1e-12
-    assert np.mean(score[abnormal] >= higher) < 0.95
+    assert rates_at(higher, labels, logits, got.temperature)[0] < 0.95
     lower = score[score < got.specific_threshold].max()
-    assert np.mean(score[~abnormal] < lower) < 0.95
+    assert rates_at(lower, labels, logits, got.temperature)[1] < 0.95
+    assert got.sensitive_threshold < got.specific_threshold
     assert got.validation_cells == 900
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_a_good_model_both_thresholds_keep_both_aims_and_do_not_cross(seed):
+    """Against every threshold that there is: the one that finds, and the one that spares, most."""
+    labels, logits = simulate(signal=5.0, seed=seed)
+    got = fit_decisions(labels, logits, NAMES)
+    scores = np.unique(softmax(logits, temperature=got.temperature)[:, 2:].sum(axis=1))
+    rates = [rates_at(score, labels, logits, got.temperature) for score in scores]
+    both = [pair for pair in rates if min(pair) >= 0.95]
+    assert both
+    sensitive, specific = (
+        rates_at(threshold, labels, logits, got.temperature)
+        for threshold in (got.sensitive_threshold, got.specific_threshold)
+    )
+    assert sensitive == max(both)
+    assert specific[::-1] == max(pair[::-1] for pair in both)
+    assert got.sensitive_threshold <= got.specific_threshold
+    assert np.abs(scores - got.sensitive_threshold).min() > 0
+
+
+def test_cells_wide_apart_have_one_threshold_in_the_middle():
+    labels = np.array([0, 1, 2, 3] * 5)
+    logits = 4.0 * np.eye(4)[labels] + np.linspace(0, 1, 20)[:, np.newaxis] * [1, 1, 1, 0]
+    got = fit_decisions(labels, logits, NAMES)
+    score = softmax(logits, temperature=got.temperature)[:, 2:].sum(axis=1)
+    middle = (score[labels < 2].max() + score[labels >= 2].min()) / 2
+    assert got.sensitive_threshold == got.specific_threshold == pytest.approx(middle)
+
+
+def test_a_good_model_is_wanted_to_halve_its_errors():
+    labels, logits = simulate(4000, signal=4.5)
+    wrong = np.mean(logits.argmax(axis=1) != labels)
+    assert 0 < wrong < 0.05
+    got = fit_decisions(labels, logits, NAMES)
+    assert got.wanted_accuracy == pytest.approx(1 - wrong / 2)
+    shares = softmax(logits, temperature=got.temperature)
+    accepted = got.accept(shares)
+    assert np.mean((shares.argmax(axis=1) != labels)[accepted]) <= wrong / 2
+    assert 0.8 < accepted.mean() < 1
+
+
+def test_a_model_without_a_mistake_answers_everything():
+    labels, logits = simulate(signal=40.0)
+    got = fit_decisions(labels, logits, NAMES)
+    assert (got.wanted_accuracy, got.accept_threshold) == (1, 0)
 
 
 def test_unknown_classes_have_no_abnormal_thresholds():
@@ -67,7 +122,7 @@ def test_specificity_that_no_threshold_reaches_is_none():
 
 def test_wanted_accuracy_that_cannot_be_had_accepts_nothing_and_refuses_nothing():
     labels, logits = simulate(signal=0.0, decimals=0)
-    got = fit_decisions(labels, logits, NAMES, wanted_accuracy=0.999)
+    got = fit_decisions(labels, logits, NAMES, least_accuracy=0.999)
     assert got.accept_threshold is None
     assert got.accept(softmax(logits)) is None
 

@@ -17,11 +17,13 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
+from wbc_keras.compare import main as compare
 from wbc_keras.config import dump_config, load_config
 from wbc_keras.decisions import read_decisions, write_decisions
 from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
-from wbc_keras.explain import strongest_classes
+from wbc_keras.gallery import choose_mistakes, read_heatmaps
+from wbc_keras.gradcam import Heatmaps
 from wbc_keras.manifest import read_manifest
 from wbc_keras.non_cells import KINDS
 from wbc_keras.novelty import read_novelty
@@ -88,6 +90,21 @@ def test_probabilities_are_the_models_own(evaluation, trained_run, drawn_cells):
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(table[classes], expected, atol=0.01)
     np.testing.assert_allclose(table[classes].sum(axis=1), 1, atol=1e-6)
+
+
+def test_heatmaps_are_those_of_the_wrong_answers(evaluation, trained_run):
+    heatmaps = read_heatmaps(evaluation)
+    table = read_predictions(evaluation / "predictions.csv").set_index("file")
+    wrong = choose_mistakes(table.reset_index())["file"]
+    assert set(heatmaps) == set(wrong)
+    assert {heat.shape for heat in heatmaps.values()} == {(48, 48)}
+    run = open_run(trained_run)
+    cells = prepare(select_cells(run).source, roi=run.config.roi, image_size=(48, 48))
+    classes = [run.class_names.index(table.loc[file, "predicted"]) for file in wrong]
+    model = keras.models.load_model(run.model_path, compile=False)
+    expected = Heatmaps(model).draw(cells.take(wrong).images[:], classes)
+    for file, heat in zip(wrong, expected, strict=True):
+        np.testing.assert_allclose(heatmaps[file] / 255, heat, atol=0.02)
 
 
 def test_figures_agree_with_scikit_learn(evaluation):
@@ -282,7 +299,7 @@ def test_heatmaps_of_a_merged_class_are_of_its_strongest(merged_evaluation, fine
     selection = select_cells(open_run(finer_run), data=neutrophils)
     shares = np.array([[0.3, 0.1, 0.4, 0.2], [0.1, 0.6, 0.1, 0.2], [0.1, 0.2, 0.2, 0.5]])
     # Together the first and last class win in the first row, where the third is the largest.
-    assert strongest_classes(selection, shares).tolist() == [0, 1, 3]
+    assert selection.strongest(shares).tolist() == [0, 1, 3]
     arguments = ["--run", str(finer_run), "--data", str(neutrophils), "--samples", "4"]
     assert explain(arguments) == 0
     table = pd.read_csv(finer_run / "explanations" / "cells.csv")
@@ -343,8 +360,15 @@ def test_folds_are_pooled(pooled_evaluation, fold_runs, drawn_cells, tmp_path):
     told = figures_in(pooled_evaluation, "selective")
     assert told["thresholds"] == [0.6, 0.3]
     assert told["coverage"] == pytest.approx(pooled["accepted"].mean())
+    copied = shutil.copytree(pooled_evaluation, tmp_path / "again")
     temperatures = figures_in(pooled_evaluation, "calibration")["temperatures"]
     assert temperatures[0] == pytest.approx(2 * temperatures[1])
+    named = pd.read_csv(pooled_evaluation / "splits.csv", keep_default_na=False)
+    patients = read_manifest(drawn_cells).table.set_index("file")["group"]
+    assert dict(zip(named["file"], named["group"], strict=True)) == dict(patients)
+    assert (
+        compare([str(pooled_evaluation), str(copied), "--output", str(tmp_path / "compared")]) == 0
+    )
     # The other half has the other fold's weights.
     theirs = pooled.set_index("file").drop(tested)
     assert ours["monocyte"].mean() > theirs["monocyte"].mean() + 0.01

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.errors import DataError
+from wbc_keras import gallery
+from wbc_keras.errors import DataError, RunError
 from wbc_keras.gallery import choose_mistakes, show_mistakes
 from wbc_keras.record import read_record
 
@@ -79,3 +80,51 @@ def test_a_file_that_is_no_cell_of_the_source_is_not_opened(moved):
     mistakes = show_mistakes(read_record(moved), data=moved.parent / "elsewhere")
     assert {one.picture for one in mistakes.cells} == {None}
     assert "none of these cells" in mistakes.no_pictures
+
+
+def test_heat_lies_where_the_crop_was_cut(scored_run):
+    """The crop is 0.1 to 0.9 of the picture, and hot in its upper left quarter alone."""
+    first = show_mistakes(read_record(scored_run)).cells[0]
+    picture, heat = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(one.partition(",")[2]), np.uint8), 1)
+        for one in (first.picture, first.heat)
+    )
+    assert picture.shape == heat.shape
+    moved = np.abs(heat.astype(int) - picture).max(axis=2) > 40
+    side = len(moved)
+    hot, cold = (slice(int(low * side), int(high * side)) for low, high in ((0.2, 0.4), (0.6, 0.8)))
+    assert moved[hot, hot].mean() > 0.9
+    assert moved[cold, cold].mean() < 0.05
+    assert moved[hot, cold].mean() < 0.05
+    assert moved[: int(0.06 * side)].mean() < 0.05
+
+
+def test_crop_over_the_edge_is_laid_where_it_was():
+    heat = np.zeros((10, 10), np.uint8)
+    heat[5:, 5:] = 255  # the only part inside the picture
+    drawn = gallery._under_heat(np.zeros((40, 40, 3), np.uint8), heat, [-0.5, -0.5, 0.5, 0.5])
+    lit = drawn.sum(axis=2) > 100
+    assert lit[3:17, 3:17].all()
+    assert not lit[23:, 23:].any()
+
+
+def test_heatmaps_are_read_as_written_and_damage_is_told(tmp_path):
+    assert gallery.read_heatmaps(tmp_path) == {}
+    for heatmaps in ({}, {"a/é.png": np.arange(6, dtype=np.uint8).reshape(2, 3)}):
+        gallery.write_heatmaps(tmp_path, heatmaps)
+        again = gallery.read_heatmaps(tmp_path)
+        assert again.keys() == heatmaps.keys()
+        assert all((again[file] == heatmaps[file]).all() for file in heatmaps)
+    path = tmp_path / "mistakes.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunError, match="evaluate again"):
+        gallery.read_heatmaps(tmp_path)
+
+
+def test_without_heatmaps_the_pictures_stand_alone(scored_run, tmp_path):
+    run = Path(shutil.copytree(scored_run, tmp_path / "run"))
+    (run / "evaluation/test/mistakes.npz").unlink()
+    record = read_record(run)
+    assert "no heatmaps" in " ".join(record.missing)
+    cells = show_mistakes(record).cells
+    assert all(cell.picture and not cell.heat for cell in cells)

@@ -21,13 +21,13 @@ LAYERS = (
     "metrics balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "record report_tables summary checklists gallery study_plan study_results study_figures "
-    "study_report",
+    "latex tables record report_tables summary checklists gallery study_plan study_results "
+    "study_figures study_report",
     # 1: TensorFlow and Keras parts
     "images stain localize cells prepared augment mixing pipeline layers losses backbones",
     # 2: assembly
     "classifier averaging fitting inference predictor pretrained gradcam plots screening_plots "
-    "screening_report novelty_report second_look_report faithfulness faithfulness_plots "
+    "screening_report novelty_report second_look_report faithfulness faithfulness_plots verdicts "
     "report_page model_card study_plots",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report ship study "

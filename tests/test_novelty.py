@@ -11,6 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 from wbc_keras.errors import DataError, RunError
 from wbc_keras.novelty import (
     NOVELTY_FILE,
+    Distances,
     fit_novelty,
     percentiles,
     read_novelty,
@@ -78,25 +79,44 @@ def test_cells_that_are_all_alike_are_no_division_by_nought():
     assert fitted.score(features + 0.1 * np.eye(12)[:6]).tolist() == [1.0] * 6
 
 
-def test_score_is_the_share_of_validation_cells_that_are_nearer(fitted):
-    known = fitted.measure(cells(101, seed=1)[0]).mahalanobis
-    scores = fitted.score(cells(101, seed=1)[0])
-    # Each equals itself: half of it counts.
-    expected = [((known < one).sum() + 0.5) / 101 for one in known]
-    np.testing.assert_allclose(scores, expected, atol=1e-9)
-    assert fitted.score(np.full((1, 12), 1e3)) == [1.0]
+def ranks(values, known):
+    """Return the share of the known values that are below each, equal ones half, by counting."""
+    values, known = np.float32(values)[:, np.newaxis], np.float32(known)
+    return (known < values).mean(axis=1) + (known == values).mean(axis=1) / 2
+
+
+def test_score_is_the_share_of_validation_cells_that_are_less_foreign(fitted):
+    known, asked = (fitted.measure(cells(101, seed=seed)[0]) for seed in (1, 7))
+    farther = [
+        np.maximum(
+            ranks(some.mahalanobis, known.mahalanobis), ranks(some.neighbours, known.neighbours)
+        )
+        for some in (asked, known)
+    ]
+    np.testing.assert_allclose(fitted.rank(asked), ranks(*farther), atol=1e-9)
+    assert fitted.rank(known).mean() == pytest.approx(0.5)
+    assert fitted.score(np.full((1, 12), 1e3)) == pytest.approx(1, abs=0.01)
 
 
 def test_mean_score_is_the_auroc_against_the_validation_cells(fitted):
-    asked = cells(50, seed=3)[0] * 1.5
-    known, theirs = fitted.mahalanobis, fitted.measure(asked).mahalanobis.astype(np.float32)
+    known, theirs = (
+        fitted.score(scale * cells(101, seed=seed)[0]) for seed, scale in ((1, 1.0), (3, 1.5))
+    )
     truth = np.repeat([0, 1], [len(known), len(theirs)])
     auroc = roc_auc_score(truth, np.concatenate([known, theirs]))
-    assert fitted.score(asked).mean() == pytest.approx(auroc, abs=1e-9)
+    assert theirs.mean() == pytest.approx(auroc, abs=1e-6)
+
+
+def test_a_cell_that_is_far_by_one_distance_alone_is_foreign(fitted):
+    known = fitted.measure(cells(101, seed=1)[0])
+    for one, other in (("mahalanobis", "neighbours"), ("neighbours", "mahalanobis")):
+        far = {one: getattr(known, one).max()[np.newaxis] * 2}
+        near = {other: np.median(getattr(known, other), keepdims=True)}
+        assert fitted.rank(Distances(**far, **near)) > 0.98
 
 
 def test_percentiles_with_ties():
-    assert percentiles([0, 1, 1.5, 2, 9], [1, 1, 2, 3]).tolist() == [0, 0.25, 0.5, 0.625, 1]
+    assert percentiles([0, 1, 1.5, 2, 9], [3, 1, 2, 1]).tolist() == [0, 0.25, 0.5, 0.625, 1]
 
 
 def test_cells_of_the_training_kind_score_evenly_and_others_high(fitted):
@@ -122,7 +142,6 @@ def test_file_is_small_and_reads_back(fitted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [NOVELTY_FILE]
     again, asked = read_novelty(tmp_path), cells(9, seed=4)[0]
     np.testing.assert_array_equal(again.score(asked), fitted.score(asked))
-    np.testing.assert_array_equal(again.measure(asked).neighbours, fitted.measure(asked).neighbours)
     assert read_novelty(tmp_path / "elsewhere") is None
 
 
@@ -156,4 +175,4 @@ def test_unusable_features_are_refused(features, labels, message):
 
 def test_features_of_another_network_are_refused(fitted):
     with pytest.raises(DataError, match=r"of the network that it was fitted on.*\(2, 5\)"):
-        fitted.score(np.zeros((2, 5)))
+        fitted.measure(np.zeros((2, 5)))

@@ -37,6 +37,12 @@ def test_again_with_what_has_come_since(run):
     assert (run / "tables/figures.csv").exists()
 
 
+def test_pictures_left_out_are_counted(run):
+    (run / "bad_images.txt").write_text("a.png: is cut off\nb.png: is blank\n")
+    report(run)
+    assert "were left out: 2 " in (run / "report.html").read_text("utf-8")
+
+
 def test_no_pictures(run):
     assert main(["--run", str(run), "--no-pictures"]) == 0
     assert "data:image/jpeg" not in (run / "report.html").read_text("utf-8")

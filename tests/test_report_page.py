@@ -165,7 +165,7 @@ def test_buttons_move_to_the_points_of_validation(page, scored_run):
     folder = scored_run / "evaluation/test"
     point = json.loads((folder / "screening.json").read_text())["abnormal"]["operating_points"]
     selective = json.loads((folder / "selective.json").read_text())
-    page.get_by_role("button", name="spared 95 %").click()
+    page.get_by_role("button", name="specific").click()
     assert _share(page, "specificity") == pytest.approx(point["specific"]["specificity"], abs=1e-12)
     page.get_by_role("button", name="wanted accuracy").click()
     assert _share(page, "coverage") == pytest.approx(selective["coverage"], abs=1e-12)

@@ -12,7 +12,8 @@ import pytest
 
 from wbc_keras.estimates import Estimate
 from wbc_keras.record import read_record
-from wbc_keras.report_tables import NAMES, Table, make_tables, sort_key
+from wbc_keras.report_tables import NAMES, make_tables
+from wbc_keras.tables import Table, sort_key
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def metrics(scored_run: Path) -> dict:
 
 
 def test_every_part_has_its_table(tables):
-    assert set(NAMES) - set(tables) == {"checklists", "evaluations", "experts"}
+    assert set(NAMES) - set(tables) == {
+        *("checklists", "evaluations", "experts", "heatmaps", "novelty"),
+    }
 
 
 def test_classes_are_those_of_the_metrics_to_the_last_digit(tables, metrics):
@@ -63,19 +66,30 @@ def test_second_evaluation_gets_a_row(scored_run, tmp_path):
     assert [row[0] for row in rows] == ["test", "elsewhere"]
 
 
-def test_latex_is_escaped_and_a_bracket_opens_no_option():
-    table = Table("t", "50 % more", "", ("a_b", "n"), (("x", 1), ("[5em] & $x_1$", 2)))
-    latex = table.to_latex()
-    assert r"\caption{50 \% more}" in latex
-    assert r"a\_b & n" in latex
-    assert "\n{}[5em] \\& \\$x\\_1\\$ & 2 \\\\" in latex
-
-
-def test_long_table_breaks_over_pages():
-    long = Table("t", "t", "", ("n",), tuple((n,) for n in range(60)))
-    assert "longtable" in long.to_latex()
-
-
 def test_numbers_sort_by_their_full_value():
     assert sort_key(Estimate(0.97123, 0.9, 1.0)) == "0.97123"
     assert (sort_key(Estimate(None)), sort_key(1200), sort_key("x")) == ("", "1200", "x")
+
+
+def test_novelty_and_heatmaps_stand_beside_what_they_are_read_against(scored_run, tmp_path):
+    run = Path(shutil.copytree(scored_run, tmp_path / "run"))
+    one = {"cells": 36, "auroc": 0.9, "auroc_neighbours": 0.8, "share_over_99": 0.3}
+    one["confidence_interval_95"] = {"auroc": [0.8, 1.0], "share_over_99": None}
+    novelty = {"scored": one, "left_out": {"giant_platelet": one}, "drawn": {"dirt": one}}
+    (run / "evaluation/test/novelty.json").write_text(json.dumps(novelty))
+    names = ("nucleus", "cell")
+    checks = {f"{name}_{what}": 0.4 for name in names for what in ("energy", "area")}
+    for number, name in enumerate(("deletion", "insertion")):
+        checks |= {name: 0.1 * number, f"{name}_control": 0.7}
+    checks |= {"similarity_head": 0.9, "similarity_everything": 0.05}
+    checks |= {"similarity_between_cells": 0.2, "method": "gradcam", "cells": 64}
+    (run / "explanations").mkdir()
+    (run / "explanations/checks.json").write_text(json.dumps(checks))
+    tables = make_tables(read_record(run))
+    assert [row[0] for row in tables["novelty"].rows] == [
+        *("cells scored here", "cells of giant platelet", "drawn: dirt"),
+    ]
+    assert tables["novelty"].rows[0][1:] == (36, Estimate(0.9, 0.8, 1.0), Estimate(0.3))
+    rows = {row[0]: row[1:] for row in tables["heatmaps"].rows}
+    assert (Estimate(0.1), Estimate(0.7)) in rows.values()
+    assert rows["likeness to the map after all weights are shuffled"][0] == Estimate(0.05)

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from wbc_keras.bootstrap import Interval
 from wbc_keras.errors import DataError
 from wbc_keras.labels import MUNICH as VOCABULARY
 from wbc_keras.labels import MUNICH_GROUPINGS
 from wbc_keras.manifest.munich import read_annotations
-from wbc_keras.manifest.table import MUNICH
+from wbc_keras.manifest.table import MUNICH, REANNOTATIONS
 from wbc_keras.proportions import wilson
 
 UNCLASSED = "UNC"
@@ -145,6 +146,20 @@ def compare_annotations(columns: Mapping[str, Sequence[str]]) -> ExpertAgreement
             for name in groupings
         },
     )
+
+
+def compare_reannotations(table: pd.DataFrame, **answers: Sequence[str]) -> ExpertAgreement | None:
+    """Compare a manifest's labels, its re-annotations and further answers, all two by two.
+
+    Args:
+        table: n cells; without columns of re-annotations no one was asked twice, and it is None.
+        answers: n answers each, a model's for instance.
+    """
+    columns = ["label", *REANNOTATIONS]
+    if not set(columns) <= set(table):
+        return None
+    named = {who: list(table[column]) for who, column in zip(ANNOTATIONS, columns, strict=True)}
+    return compare_annotations({**named, **answers})
 
 
 def compare(

@@ -142,6 +142,12 @@ def _render_picture(path: Path) -> str:
 
 def make_thumbnail(path: Path) -> bytes | None:
     """Return a picture as a small JPEG, or None if its header or its data forbid it."""
+    small = read_small(path)
+    return None if small is None else bytes(cv2.imencode(".jpg", small)[1].tobytes())
+
+
+def read_small(path: Path) -> np.ndarray | None:
+    """Return a picture in the size of a thumbnail, uint8 BGR, or None as `make_thumbnail`."""
     try:
         encoded = path.read_bytes()
         read_header(encoded)
@@ -155,5 +161,4 @@ def make_thumbnail(path: Path) -> bytes | None:
     scale = _SIDE / max(image.shape[:2])
     size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    _, jpeg = cv2.imencode(".jpg", cv2.resize(image, size, interpolation=method))
-    return bytes(jpeg.tobytes())
+    return cv2.resize(image, size, interpolation=method)

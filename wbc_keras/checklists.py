@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wbc_keras.record import Record
-from wbc_keras.report_tables import Table
+from wbc_keras.tables import Table
 
 TRIPOD, CLAIM = "TRIPOD+AI", "CLAIM 2024"
 

@@ -28,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser(
         "compare", "Compare runs on the same test cells; each was scored by evaluate before."
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="two run folders or more")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="two run folders or more, or folders of all folds together (evaluate --output)",
+    )
     parser.add_argument(
         "--output", help="folder (default: comparison_<RUN>_<RUN> beside the first)"
     )
@@ -51,7 +56,8 @@ def compare(
     Intervals are drawn by patient if the first run's splits.csv names any.
 
     Args:
-        folders: run folders; the differences are those of a later run minus an earlier one.
+        folders: run folders, or what `evaluate.evaluate_folds` wrote; the differences are those of
+            a later one minus an earlier one.
         output: the folder to write; an earlier comparison there is replaced whole.
 
     Returns:
@@ -101,7 +107,7 @@ def _default_output(names: dict[str, Path]) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """The predictions table of a run's test cells, by file, and the table's classes."""
+    """The predictions table of a run's or its folds' test cells, by file, and its classes."""
 
     folder: Path
     path: Path
@@ -127,6 +133,9 @@ def _read_run(folder: Path) -> _Scored:
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; give the folders that train wrote")
     path = folder / "evaluation" / "test" / "predictions.csv"
+    pooled = folder / "predictions.csv"
+    if pooled.is_file() and (folder / "splits.csv").is_file():
+        path = pooled
     if not path.is_file():
         raise RunError(
             f"{path}: no such file; score the run first: python -m wbc_keras.evaluate "

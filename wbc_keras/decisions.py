@@ -25,9 +25,10 @@ from wbc_keras.runs import write_json
 from wbc_keras.selective import find_threshold
 
 DECISION_FILE = "decision.json"
-WANTED_ACCURACY = 0.95
-# 0.95 of the abnormal cells found, or of the normal ones left alone: one in twenty may be missed.
-_ONE_IN = 20
+LEAST_ACCURACY = 0.95
+# Of the abnormal cells found, and of the normal ones left alone.
+WANTED_RATE = 0.95
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,17 @@ class Decisions:
 
     Attributes:
         temperature: the logits are divided by it.
-        wanted_accuracy: that accepted answers keep on validation.
+        wanted_accuracy: that accepted answers keep on validation: 0.95, or more, so that at most
+            half of the errors are left that answering every cell would make.
         accept_threshold: confidence from which an answer is accepted; None if no threshold keeps
             the wanted accuracy.
         sensitive_threshold: probability of an abnormal cell, summed over the abnormal classes, from
-            which a cell is called abnormal: the highest that finds 95 % of the abnormal cells.
-        specific_threshold: the lowest that leaves 95 % of the normal cells alone. Both are None
-            where the classes, or the validation cells, are not both normal and abnormal.
+            which a cell is called abnormal, for finding them: sensitivity is at least 0.95. If some
+            thresholds keep specificity at 0.95 too, it is the one of these that finds the most, as
+            nothing is lost by it; otherwise the one that calls the fewest normal cells.
+        specific_threshold: the same with the two sides changed, for calling few normal cells:
+            specificity is at least 0.95. It is never below the sensitive one. Both are None where
+            the classes, or the validation cells, are not both normal and abnormal.
         validation_cells: how many cells all this rests on.
     """
 
@@ -72,7 +77,7 @@ def fit_decisions(
     logits: npt.ArrayLike,
     class_names: Sequence[str],
     *,
-    wanted_accuracy: float = WANTED_ACCURACY,
+    least_accuracy: float = LEAST_ACCURACY,
 ) -> Decisions:
     """Fit everything on the validation cells.
 
@@ -80,7 +85,7 @@ def fit_decisions(
         labels: integers (n,), indices into the class names.
         logits: (n, k), finite.
         class_names: k names.
-        wanted_accuracy: 0 to 1.
+        least_accuracy: that accepted answers keep, 0 to 1.
 
     Raises:
         DataError: shapes disagree, or a value is out of range.
@@ -89,12 +94,12 @@ def fit_decisions(
     temperature = fit_temperature(truth, logits)
     shares = softmax(logits, temperature=temperature)
     sensitive, specific = _abnormal_thresholds(truth, shares, class_names)
+    correct = shares.argmax(axis=1) == truth
+    wanted = max(least_accuracy, 1 - float(np.mean(~correct)) / 2)
     return Decisions(
         temperature=temperature,
-        wanted_accuracy=wanted_accuracy,
-        accept_threshold=find_threshold(
-            shares.max(axis=1), shares.argmax(axis=1) == truth, wanted_accuracy=wanted_accuracy
-        ),
+        wanted_accuracy=wanted,
+        accept_threshold=find_threshold(shares.max(axis=1), correct, wanted_accuracy=wanted),
         sensitive_threshold=sensitive,
         specific_threshold=specific,
         validation_cells=len(truth),
@@ -152,10 +157,23 @@ def _abnormal_thresholds(
     positive, scores = is_abnormal[truth], shares[:, is_abnormal].sum(axis=1)
     if positive.all() or not positive.any():
         return None, None
-    ours, others = np.sort(scores[positive]), np.sort(scores[~positive])[::-1]
-    needed = ours[len(ours) // _ONE_IN]  # the lowest score that must still be called abnormal
-    refused = others[len(others) // _ONE_IN]  # the highest that must be left alone
-    # Halfway to the next score, so that a last digit decides nothing.
-    sensitive = (needed + max(scores[scores < needed], default=0.0)) / 2
-    specific = (refused + min(scores[scores > refused], default=1.0)) / 2
-    return float(sensitive), float(specific) if specific > refused else None
+    # Halfway between two scores, so that a last digit decides nothing.
+    edges = np.append(0.0, np.unique(np.append(scores, 1.0)))
+    thresholds = (edges[:-1] + edges[1:]) / 2
+    missed, spared = (
+        np.searchsorted(np.sort(part), thresholds) / len(part)
+        for part in (scores[positive], scores[~positive])
+    )
+    return _choose(thresholds, 1 - missed, spared), _choose(thresholds, spared, 1 - missed)
+
+
+def _choose(thresholds: Array, rate: Array, other: Array) -> float | None:
+    """Return the threshold that keeps a wanted rate, and is the best there is (`Decisions`)."""
+    keeps, keeps_other = (values >= WANTED_RATE - _ROUNDING for values in (rate, other))
+    if not keeps.any():
+        return None
+    both = keeps & keeps_other
+    # The last key counts first; where both are met, more of the own rate costs nothing.
+    keys = (other[both], rate[both]) if both.any() else (rate[keeps], other[keeps])
+    best = np.lexsort(keys)[-1]
+    return float(thresholds[both if both.any() else keeps][best])

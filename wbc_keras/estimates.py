@@ -61,6 +61,16 @@ class Estimate:
 _SIGN = "\N{NO-BREAK SPACE}%"
 
 
+Cell = str | int | Estimate  # of a table for people
+
+
+def as_text(cell: Cell) -> str:
+    """Return a cell as it is read."""
+    if isinstance(cell, Estimate):
+        return cell.text
+    return cell if isinstance(cell, str) else f"{cell:,}"
+
+
 def estimate(figures: Mapping[str, Any], name: str, *, interval: str = "") -> Estimate:
     """Return a figure of a JSON object that keeps intervals under ``confidence_interval_95``.
 

@@ -92,15 +92,15 @@ def explain(
     folder = Path(output) if output else opened.folder / "explanations"
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
-    from wbc_keras.evaluate import predict_cells
     from wbc_keras.gradcam import Heatmaps
     from wbc_keras.predictor import load_model
+    from wbc_keras.verdicts import predict_cells
 
     cells, own = predict_cells(opened, selection)
     probabilities = selection.merge(own)
     chosen = choose_samples(selection.labels(), probabilities, samples=samples)
     images, table = cells.images[chosen], _describe(selection, chosen, probabilities)
-    classes = strongest_classes(selection, own[chosen])
+    classes = selection.strongest(own[chosen])
     heatmaps = Heatmaps(load_model(opened), method)
     maps = heatmaps.draw(images, classes.tolist())
     checks, groups = _check(heatmaps, selection, cells, own)
@@ -139,18 +139,6 @@ def choose_samples(labels: Sequence[int], probabilities: np.ndarray, *, samples:
     return first[np.lexsort((ranks[first], (predicted != truth)[first], truth[first]))]
 
 
-def strongest_classes(selection: Selection, probabilities: np.ndarray) -> np.ndarray:
-    """Return the model's most probable class within the predicted, perhaps merged, one: ``(n,)``.
-
-    Args:
-        selection: how the model's classes are merged.
-        probabilities: the model's own, ``(n, classes)``.
-    """
-    predicted = selection.merge(probabilities).argmax(axis=1)
-    is_within = selection.columns() == predicted[:, None]
-    return (probabilities * is_within).argmax(axis=1)
-
-
 def _describe(selection: Selection, chosen: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     table = selection.manifest.table.iloc[chosen][["file", "label"]].reset_index(drop=True)
     chances = probabilities[chosen]
@@ -171,7 +159,7 @@ def _check(
     table, images = selection.manifest.table.iloc[chosen], cells.images[chosen]
     pictures = [read_image(selection.manifest.root / file) for file in table["file"]]
     regions = find_regions(pictures, cells.boxes[chosen], image_size=images.shape[1:3])
-    classes = strongest_classes(selection, probabilities[chosen]).tolist()
+    classes = selection.strongest(probabilities[chosen]).tolist()
     return check_heatmaps(heatmaps, images, classes, regions), list(table["group"])
 
 

@@ -1,25 +1,34 @@
-"""Mistakes to look at: which cells, and their pictures where these are at hand."""
+"""Mistakes to look at: which cells, their pictures where these are at hand, and their heatmaps."""
 
 from __future__ import annotations
 
 import base64
+import io
 import logging
-from collections.abc import Collection
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 
-from wbc_keras.check_report import make_thumbnail
+from wbc_keras.check_report import read_small
 from wbc_keras.commands import silent_stderr
 from wbc_keras.config import Config
-from wbc_keras.errors import DataError
+from wbc_keras.errors import DataError, RunError
 from wbc_keras.manifest import Manifest, read_manifest
+from wbc_keras.predictions import BOX_COLUMNS
 from wbc_keras.record import Record
+from wbc_keras.runs import replacing
 
 logger = logging.getLogger(__name__)
 
+HEATMAPS_FILE = "mistakes.npz"
 MOST_SHOWN = 36
+_HOTTEST = 0.65  # how much of the cell the heat hides where it is greatest, as `plots` has it
+_CROP = (0, 200, 255)  # BGR, the frame of what the model saw
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Mistake:
         file, label, predicted: as the predictions have them.
         confidence: of the wrong answer.
         picture: a small JPEG as a data address, None if it is not at hand.
+        heat: the same under its heatmap, None if there is none.
     """
 
     file: str
@@ -37,6 +47,7 @@ class Mistake:
     predicted: str
     confidence: float
     picture: str | None
+    heat: str | None
 
 
 def choose_mistakes(predictions: pd.DataFrame, *, most: int = MOST_SHOWN) -> pd.DataFrame:
@@ -87,15 +98,44 @@ def show_mistakes(record: Record, *, data: str | Path | None = None) -> Mistakes
         return Mistakes((), "")
     source, reason = _find_cells(record.run.config, data)
     known = set() if source is None else set(source.table["file"])
-    chosen = choose_mistakes(record.main.predictions)
-    columns = [chosen[name] for name in ("file", "label", "predicted", "confidence")]
-    found = tuple(
-        Mistake(file, label, predicted, float(confidence), _picture(source, file, known))
-        for file, label, predicted, confidence in zip(*columns, strict=True)
-    )
+    heatmaps = read_heatmaps(record.main.folder)
+    found = []
+    for row in choose_mistakes(record.main.predictions).to_dict("records"):
+        file, box = row["file"], [row[name] for name in BOX_COLUMNS]
+        # No file is opened but the source's.
+        small = _read(source.root / file) if source and file in known else None
+        picture, heat = _draw(small, heatmaps.get(file), box)
+        answer = row["label"], row["predicted"], float(row["confidence"])
+        found.append(Mistake(file, *answer, picture, heat))
     if not reason and not any(one.picture for one in found):
         reason = "none of these cells is in the data; give their place with --data"
-    return Mistakes(found, reason if found else "")
+    return Mistakes(tuple(found), reason if found else "")
+
+
+def write_heatmaps(folder: Path, heatmaps: Mapping[str, np.ndarray]) -> None:
+    """Write the heatmaps of mistakes, uint8 ``(height, width)`` of the crop by file."""
+    with replacing(folder / HEATMAPS_FILE) as temporary:
+        np.savez_compressed(
+            temporary,
+            files=np.array(list(heatmaps), str),
+            heatmaps=np.array(list(heatmaps.values()), np.uint8),
+        )
+
+
+def read_heatmaps(folder: Path) -> dict[str, np.ndarray]:
+    """Read what `write_heatmaps` wrote; nothing where an older evaluation has none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = folder / HEATMAPS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
+            return dict(zip(stored["files"].tolist(), stored["heatmaps"], strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: is damaged; evaluate again, or remove it") from error
 
 
 def embed(data: bytes, kind: str) -> str:
@@ -124,11 +164,37 @@ def _find_cells(config: Config, data: str | Path | None) -> tuple[Manifest | Non
     return manifest, ""
 
 
-def _picture(source: Manifest | None, file: str, known: Collection[str]) -> str | None:
-    """Return a cell's picture, if it is one of the source's: no other file is opened."""
-    if source is None or file not in known:
-        return None
+def _read(path: Path) -> np.ndarray | None:
     # libpng writes a line of its own for each damaged file.
     with silent_stderr():
-        jpeg = make_thumbnail(source.root / file)
-    return None if jpeg is None else embed(jpeg, "jpeg")
+        return read_small(path)
+
+
+def _draw(
+    small: np.ndarray | None, heat: np.ndarray | None, box: list[float]
+) -> tuple[str | None, str | None]:
+    """Return a picture, and it under its heatmap, as addresses."""
+    if small is None:
+        return None, None
+    return _embed(small), None if heat is None else _embed(_under_heat(small, heat, box))
+
+
+def _under_heat(small: np.ndarray, heat: np.ndarray, box: list[float]) -> np.ndarray:
+    """Lay a crop's heatmap over the place of the picture that it was cut from, and frame that."""
+    height, width = small.shape[:2]
+    top, left, bottom, right = np.array(box, float) * (height, width, height, width)
+    step_x, step_y = (right - left) / heat.shape[1], (bottom - top) / heat.shape[0]
+    # From the middles of the crop's pixels to those of the picture's.
+    move_x, move_y = left + step_x / 2 - 0.5, top + step_y / 2 - 0.5
+    place = np.array([[step_x, 0, move_x], [0, step_y, move_y]])
+    share = cv2.warpAffine(heat, place, (width, height)) / 255.0
+    colors = cv2.applyColorMap(np.round(255 * share).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    weight = _HOTTEST * share[..., np.newaxis]
+    drawn: np.ndarray = np.round(small * (1 - weight) + colors * weight).astype(np.uint8)
+    start, end = (round(left), round(top)), (round(right) - 1, round(bottom) - 1)
+    cv2.rectangle(drawn, start, end, _CROP, 1)
+    return drawn
+
+
+def _embed(image: np.ndarray) -> str:
+    return embed(cv2.imencode(".jpg", image)[1].tobytes(), "jpeg")

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from wbc_keras.estimates import count, estimate
+from wbc_keras.estimates import as_text, count, estimate
 from wbc_keras.record import Record
 from wbc_keras.report_page import describe_source, make_templates
-from wbc_keras.report_tables import NAMES, Table, as_text
+from wbc_keras.report_tables import NAMES
 from wbc_keras.summary import limits, say_split, summarise
+from wbc_keras.tables import Table
 
 _METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "macro_auroc": "roc_auc"}
 
@@ -111,8 +112,8 @@ def _list_thresholds(record: Record) -> str:
         return ""
     chosen = {
         "an answer is accepted from a confidence of": one.accept_threshold,
-        "a cell is called abnormal, so that 95 % of such were found, from": one.sensitive_threshold,
-        "so that 95 % of the normal cells were left alone, from": one.specific_threshold,
+        "a cell is called abnormal, at least 95 % of such found, from": one.sensitive_threshold,
+        "at least 95 % of the normal cells left alone, from": one.specific_threshold,
     }
     return "; ".join(
         f"{what} {'none could be had' if value is None else f'{value:.3f}'}"

@@ -1,8 +1,9 @@
 """How far a cell lies from all that the model learned from, in its own features: ``novelty.npz``.
 
 Two distances, both fitted on training cells: Mahalanobis to the nearest class under one covariance
-(Lee et al. 2018), and to the k-th nearest neighbour (Sun et al. 2022). Validation cells, which the
-fit never saw, tell what is far.
+(Lee et al. 2018), which is the better at other laboratories and at what is no cell, and to the k-th
+nearest neighbour (Sun et al. 2022), the better at cells between the classes. Validation cells,
+which the fit never saw, tell what is far; a cell is as foreign as the farther of the two has it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Novelty:
         variances: (r,), along the axes.
         rest: the variance along any other direction.
         references: (m, d), features of length 1.
-        mahalanobis: (v,), the distances of the validation cells, rising.
-        neighbours: (v,), the same.
+        mahalanobis: (v,), the distances of the validation cells.
+        neighbours: (v,), the same, of the same cells.
     """
 
     means: npt.NDArray[np.float32]
@@ -69,11 +70,25 @@ class Novelty:
         )
 
     def score(self, features: npt.ArrayLike) -> Array:
-        """Return (n,) in [0, 1]: the share of validation cells that a cell is farther than.
+        """Return how foreign n cells are from their features (n, d), as `rank` tells it."""
+        return self.rank(self.measure(features))
 
+    def rank(self, distances: Distances) -> Array:
+        """Return (n,) in [0, 1]: the share of validation cells that are less foreign.
+
+        How foreign a cell is, is the larger of its two shares of validation cells that are nearer.
         The mean score of some cells is their AUROC against the validation cells.
         """
-        return percentiles(self.measure(features).mahalanobis, self.mahalanobis)
+        return percentiles(self._farther(distances), self._farther(self._known()))
+
+    def _known(self) -> Distances:
+        return Distances(self.mahalanobis.astype(float), self.neighbours.astype(float))
+
+    def _farther(self, distances: Distances) -> Array:
+        return np.maximum(
+            percentiles(distances.mahalanobis, self.mahalanobis),
+            percentiles(distances.neighbours, self.neighbours),
+        )
 
     def _to_classes(self, rows: Array) -> Array:
         means, axes = self.means.astype(np.float64), self.axes.astype(np.float64)
@@ -134,14 +149,14 @@ def fit_novelty(
     known = novelty.measure(validation)
     return dataclasses.replace(
         novelty,
-        mahalanobis=np.sort(known.mahalanobis.astype(np.float32)),
-        neighbours=np.sort(known.neighbours.astype(np.float32)),
+        mahalanobis=known.mahalanobis.astype(np.float32),
+        neighbours=known.neighbours.astype(np.float32),
     )
 
 
 def percentiles(distances: npt.ArrayLike, known: npt.ArrayLike) -> Array:
-    """Return for each distance the share of the known ones (rising) below it, equal ones half."""
-    ordered, values = np.asarray(known), np.asarray(distances, np.float32)
+    """Return for each distance the share of the known ones below it, equal ones half."""
+    ordered, values = np.sort(np.asarray(known, np.float32)), np.asarray(distances, np.float32)
     below, up_to = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     shares: Array = (below + up_to) / (2 * len(ordered))
     return shares
@@ -167,7 +182,8 @@ def spread_over_classes(labels: npt.ArrayLike, count: int) -> Integers:
 def write_novelty(folder: Path, novelty: Novelty) -> None:
     """Write ``novelty.npz`` into a run folder, whole or not at all."""
     with replacing(folder / NOVELTY_FILE) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **_arrays(novelty))
+        # Older NumPy would store its argument allow_pickle as one more array.
+        np.savez_compressed(temporary, **_arrays(novelty))  # type: ignore[arg-type]
 
 
 def read_novelty(folder: Path) -> Novelty | None:

@@ -40,12 +40,14 @@ _COLOR_OF = {"scored": _COLORS[0], "left out": _COLORS[1], "drawn": _COLORS[2]}
 def describe_novelty(novelty: Novelty, features: np.ndarray) -> pd.DataFrame:
     """Return a row for each of n cells, from features ``(n, d)``.
 
-    ``mahalanobis`` and ``neighbours`` are shares of validation cells that are nearer, ``far`` is
-    the Mahalanobis distance over that which 99 % of the validation cells keep within.
+    ``novelty`` is `Novelty.rank`, ``mahalanobis`` and ``neighbours`` are the two shares of
+    validation cells that are nearer, which it is made of, and ``far`` is the Mahalanobis distance
+    over that which 99 % of the validation cells keep within.
     """
     distances = novelty.measure(features)
     return pd.DataFrame(
         {
+            "novelty": novelty.rank(distances),
             "mahalanobis": percentiles(distances.mahalanobis, novelty.mahalanobis),
             "neighbours": percentiles(distances.neighbours, novelty.neighbours),
             "far": distances.mahalanobis / np.quantile(novelty.mahalanobis, _FAR),
@@ -109,14 +111,12 @@ def plot_novelty(scored: pd.DataFrame, foreign: pd.DataFrame, *, ax: Axes | None
         ax.plot(middle, row, "o", color="white", mec="black", ms=5, zorder=3)
     ax.axvline(1, color="black", linestyle="--", linewidth=1, zorder=1)
     names = [
-        f"{source}: {name} (n={len(rows):,}), AUROC {rows['mahalanobis'].mean():.3f}".replace(
-            "_", " "
-        )
+        f"{source}: {name} (n={len(rows):,}), AUROC {rows['novelty'].mean():.3f}".replace("_", " ")
         for (source, name), rows in sources
     ]
     ax.set_yticks(range(len(names)), names)
     ax.set_xscale("log")
-    ax.set_xlabel("distance; beyond the dashed line lies 1 % of the validation cells")
+    ax.set_xlabel("Mahalanobis distance; beyond the dashed line lies 1 % of the validation cells")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter("{x:g}")
     ax.grid(axis="x", which="both", color="0.9")
@@ -130,9 +130,10 @@ def plot_novelty(scored: pd.DataFrame, foreign: pd.DataFrame, *, ax: Axes | None
 def _figures(rows: pd.DataFrame, groups: Sequence[str] | None) -> dict[str, Any]:
     """Return AUROCs against the validation cells, which are mean shares, and their intervals."""
     values = {
-        "auroc": rows["mahalanobis"].to_numpy(),
+        "auroc": rows["novelty"].to_numpy(),
+        "auroc_mahalanobis": rows["mahalanobis"].to_numpy(),
         "auroc_neighbours": rows["neighbours"].to_numpy(),
-        "share_over_99": (rows["mahalanobis"] > _FAR).to_numpy(float),
+        "share_over_99": (rows["novelty"] > _FAR).to_numpy(float),
     }
     intervals = bootstrap_intervals(
         lambda weights: {name: weights @ one / weights.sum(axis=1) for name, one in values.items()},

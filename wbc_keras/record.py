@@ -27,6 +27,7 @@ _PARTS = {
     "calibration.json": "nothing of whether probabilities mean what they say",
     "selective.json": "nothing of what the model would rather not decide",
     "screening.json": "nothing of abnormal cells at a chosen threshold",
+    "mistakes.npz": "no heatmaps beside the mistakes",
 }
 
 
@@ -38,7 +39,7 @@ class Scored:
         name: the split's, or the other data's.
         folder: where it lies.
         metrics: metrics.json.
-        calibration, selective, screening, experts: the JSON files of these names.
+        calibration, selective, screening, novelty, experts: the JSON files of these names.
         predictions: one row for each cell (`predictions`).
         patients: one row for each patient (`patients`).
     """
@@ -49,6 +50,7 @@ class Scored:
     calibration: Json | None
     selective: Json | None
     screening: Json | None
+    novelty: Json | None
     experts: Json | None
     predictions: pd.DataFrame | None
     patients: pd.DataFrame | None
@@ -70,7 +72,9 @@ class Record:
         history: one row for each epoch.
         decisions: what was fitted on validation.
         evaluations: the run's own test cells first, then by name.
+        bad_pictures: how many were left out as unreadable.
         explanations: the sheet of heatmaps.
+        checks: whether they explain anything (checks.json).
         missing: one sentence for each part that is not there.
     """
 
@@ -80,7 +84,9 @@ class Record:
     history: pd.DataFrame | None
     decisions: Decisions | None
     evaluations: tuple[Scored, ...]
+    bad_pictures: int
     explanations: Path | None
+    checks: Json | None
     missing: tuple[str, ...]
 
     @property
@@ -142,7 +148,9 @@ def read_record(folder: str | Path) -> Record:
         run,
         **record,  # type: ignore[arg-type]
         evaluations=tuple(evaluations),
+        bad_pictures=len(_read_if_there(run.folder / "bad_images.txt", _read_lines) or ()),
         explanations=sheet if sheet.is_file() else None,
+        checks=_read_if_there(sheet.parent / "checks.json", _read_json),
         missing=tuple(missing),
     )
 
@@ -171,7 +179,7 @@ def _read_scored(folder: Path) -> Scored:
         _read_json(folder / "metrics.json"),
         **{
             name: _read_if_there(folder / f"{name}.json", _read_json)
-            for name in ("calibration", "selective", "screening", "experts")
+            for name in ("calibration", "selective", "screening", "novelty", "experts")
         },
         predictions=_read_if_there(folder / "predictions.csv", read_predictions),
         patients=_read_if_there(folder / "patients.csv", _read_csv),
@@ -190,6 +198,10 @@ def _read_json(path: Path) -> Json:
     if not isinstance(value, dict):
         raise RunError(f"{path}: is damaged, expected an object; {_mend(path)}")
     return value
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

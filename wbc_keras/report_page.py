@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 
 from wbc_keras import __version__
 from wbc_keras.errors import RunError
-from wbc_keras.estimates import Estimate, count, percent
+from wbc_keras.estimates import Cell, Estimate, as_text, count, percent
 from wbc_keras.gallery import Mistakes, embed
 from wbc_keras.labels import abnormal_classes
 from wbc_keras.plots import plot_history
 from wbc_keras.predictions import class_columns
 from wbc_keras.record import Record, Scored
-from wbc_keras.report_tables import Cell, Table, as_text, sort_key
 from wbc_keras.summary import headlines, limits, summarise
+from wbc_keras.tables import Table, sort_key
 
 _MOST_CELLS = 100_000  # whose numbers are put into the page: at most 1.2 MB
 _LARGE_PICTURE = 700_000  # bytes; a larger one is put in as JPEG
@@ -36,6 +36,7 @@ _PLOTS = {
     "roc": "Each class against the rest",
     "reliability": "Confidence against accuracy, before and after the temperature",
     "risk_coverage": "Wrong answers among the cells answered, the surest first",
+    "novelty": "How far pictures lie from what the model was trained on",
     "patients": "Shares by patient: predicted against true, and their differences",
     "differential": "Differential count: error of each class's share over patients",
 }
@@ -77,6 +78,7 @@ def render_page(record: Record, tables: Mapping[str, Table], mistakes: Mistakes 
         "source": describe_source(record),
         "gallery": shown.by_class(),
         "gallery_size": len(shown.cells),
+        "heat": any(cell.heat for cell in shown.cells),
         "no_pictures": shown.no_pictures,
         **_describe_main(record),
     }
@@ -127,7 +129,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("patients", "Patients"): tables["patients"],
         ("experts", "Experts"): tables["experts"],
         ("mistakes", "Mistakes"): main,
-        ("explanations", "Where it looks"): plots["explanations"],
+        ("explanations", "Where it looks"): plots["explanations"] or tables["heatmaps"],
         ("limits", "Limits"): True,
         ("missing", "Not shown"): context["record"].missing,
         ("checklists", "For a paper"): True,
@@ -222,8 +224,8 @@ def _chosen_points(record: Record) -> list[tuple[str, float]]:
     if record.decisions is None:
         return []
     chosen = {
-        "found 95 % on validation": record.decisions.sensitive_threshold,
-        "spared 95 % on validation": record.decisions.specific_threshold,
+        "sensitive": record.decisions.sensitive_threshold,
+        "specific": record.decisions.specific_threshold,
     }
     return [(title, value) for title, value in chosen.items() if value is not None]
 
@@ -251,6 +253,10 @@ def _embed_plots(record: Record, *, explanations: bool) -> dict[str, Plot]:
     if record.explanations and explanations:
         title = "Cells, each beside itself under its heatmap; wrong answers have coloured titles"
         plots["explanations"] = Plot(title, title, _embed_file(record.explanations))
+    checks = record.run.folder / "explanations" / "checks.png"
+    if record.checks and checks.is_file():
+        title = "Heatmaps checked: where the heat lies, deletion, insertion, shuffled weights"
+        plots["checks"] = Plot(title, title, _embed_file(checks))
     return plots
 
 

@@ -1,21 +1,17 @@
-"""The tables of a report: one form for the page, for CSV and for LaTeX."""
+"""The tables of a report, from what lies in a run folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from wbc_keras.estimates import NONE, Estimate, estimate, make_estimate
+from wbc_keras.estimates import NONE, Cell, Estimate, estimate, make_estimate
 from wbc_keras.labels import is_abnormal
 from wbc_keras.record import Json, Record, Scored
 from wbc_keras.splits import SPLITS
-
-Cell = str | int | Estimate
-
-_LINES_OF_A_PAGE = 40
+from wbc_keras.tables import Table
 
 # JSON name -> what people call it; areas, errors and shares alike are fractions.
 FIGURES = {
@@ -48,72 +44,9 @@ _CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
 # All that may be made, with the checklists, which are a module of their own.
 NAMES: tuple[str, ...] = (
     *("data", "settings", "evaluations", "figures", "per_class", "confusion_pairs", "screening"),
-    *("operating_points", "calibration", "coverage", "patients", "experts", "checklists"),
+    *("operating_points", "calibration", "coverage", "novelty", "patients", "experts"),
+    *("heatmaps", "checklists"),
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for people.
-
-    Attributes:
-        name: of its files, e.g. ``per_class``.
-        title: what it shows.
-        note: how to read it.
-        columns: their heads.
-        rows: a cell for each column: a text, a count or an `Estimate`.
-    """
-
-    name: str
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    def to_csv(self) -> str:
-        """Return the numbers in full; an interval's ends have columns of their own."""
-        spread = [any(_interval(row[c]) for row in self.rows) for c in range(len(self.columns))]
-        heads = zip(self.columns, spread, strict=True)
-        names = [name for head, wide in heads for name in _names(head, wide)]
-        rows = [
-            [value for cell, wide in zip(row, spread, strict=True) for value in _values(cell, wide)]
-            for row in self.rows
-        ]
-        text: str = pd.DataFrame(rows, columns=names, dtype=object).to_csv(index=False)
-        return text
-
-    def to_latex(self) -> str:
-        """Return a floating table for LaTeX with booktabs, everything escaped."""
-        frame = pd.DataFrame(
-            [[as_text(cell) for cell in row] for row in self.rows], columns=list(self.columns)
-        )
-        text: str = frame.to_latex(
-            index=False,
-            escape=True,
-            caption=_escape_caption(self.title),
-            label=f"tab:{self.name}",
-            column_format="".join("l" if self.is_text(c) else "r" for c in range(len(frame.T))),
-            longtable=len(self.rows) > _LINES_OF_A_PAGE,
-        )
-        # After the end of a row LaTeX would take a bracket for a length.
-        return text.replace("\n[", "\n{}[")
-
-    def is_text(self, column: int) -> bool:
-        """Tell whether a column holds texts, which stand on the left."""
-        return any(isinstance(row[column], str) for row in self.rows)
-
-
-def as_text(cell: Cell) -> str:
-    """Return a cell as it is read."""
-    if isinstance(cell, Estimate):
-        return cell.text
-    return cell if isinstance(cell, str) else f"{cell:,}"
-
-
-def sort_key(cell: Cell) -> str:
-    """Return what a column is sorted by: the number in full, "" where there is none."""
-    value = cell.value if isinstance(cell, Estimate) else cell
-    return "" if value is None else str(value)
 
 
 def make_tables(record: Record) -> dict[str, Table]:
@@ -122,6 +55,7 @@ def make_tables(record: Record) -> dict[str, Table]:
         lambda: _data(record),
         lambda: _settings(record),
         lambda: _evaluations(record.evaluations),
+        lambda: _heatmaps(record.checks),
     ]
     if main := record.main:
         makers += [
@@ -132,6 +66,7 @@ def make_tables(record: Record) -> dict[str, Table]:
             lambda: _operating_points(main),
             lambda: _calibration(main),
             lambda: _coverage(main),
+            lambda: _novelty(main),
             lambda: _patients(main),
             lambda: _experts(main),
         ]
@@ -297,9 +232,9 @@ def _operating_points(scored: Scored) -> Table:
     )
     columns = ("point", "threshold", *RATES.values(), "missed", "false alarms")
     note = (
-        "Thresholds chosen on validation: the highest of a sensitivity of at least 0.95 there "
-        "(sensitive), the lowest of a specificity of at least 0.95 (specific). The rates are of "
-        "the cells scored here. Where the two kinds hardly overlap, specific may miss fewer."
+        "Thresholds chosen on validation: sensitive found at least 95 % of such cells there, "
+        "specific left at least 95 % of the others alone; where thresholds did both, each is the "
+        "best of these at its own aim. The rates are of the cells scored here."
     )
     return Table("operating_points", "Operating points", note, columns, rows)
 
@@ -327,6 +262,53 @@ def _coverage(scored: Scored) -> Table | None:
     columns = ("cells answered", "of them right", "confidence from")
     note = "What withholding the least sure answers gives on these cells."
     return Table("coverage", "Knowing when not to answer", note, columns, rows)
+
+
+def _novelty(scored: Scored) -> Table | None:
+    if scored.novelty is None:
+        return None
+    of = {"cells scored here": scored.novelty["scored"]}
+    for source, what in (("left_out", "cells of"), ("drawn", "drawn:")):
+        found = (scored.novelty.get(source) or {}).items()
+        of |= {f"{what} {name.replace('_', ' ')}": one for name, one in found}
+    rows = tuple(
+        (name, int(one["cells"]), estimate(one, "auroc"), estimate(one, "share_over_99"))
+        for name, one in of.items()
+    )
+    columns = ("pictures", "number", "AUROC", "share over 0.99")
+    note = (
+        "Novelty tells how far a picture lies from what the model was trained on. AUROC: how often "
+        "it lies farther than a validation cell, 0.5 where it is at home. Of the validation cells "
+        "1 % are over 0.99. Drawn cells show how much drawing alone makes foreign."
+    )
+    return Table("novelty", "What is foreign to the model", note, columns, rows)
+
+
+def _heatmaps(checks: Json | None) -> Table | None:
+    if checks is None:
+        return None
+    stages = [name for name in checks if name.startswith("similarity_")]
+    last = [name for name in stages if name != "similarity_between_cells"][-1:]
+    beside = {
+        "nucleus_energy": ("heat in the nucleus, beside its share of the crop", "nucleus_area"),
+        "cell_energy": ("heat in the cell, beside its share of the crop", "cell_area"),
+        "deletion": ("the hottest parts taken away: probability left", "deletion_control"),
+        "insertion": ("the hottest parts given back: probability reached", "insertion_control"),
+        **dict.fromkeys(last, ("likeness to the map after all weights are shuffled", "")),
+        "similarity_between_cells": ("likeness of the maps of two cells", ""),
+    }
+    rows = tuple(
+        (title, estimate(checks, name), estimate(checks, other) if other else NONE)
+        for name, (title, other) in beside.items()
+    )
+    note = (
+        f"On {checks['cells']} cells, {checks['method']}. A map that explains has more heat in the "
+        "cell than the cell's share, leaves less probability when its parts go, and brings back "
+        "more, than another cell's map does; and it is unlike (near 0) the map of shuffled weights "
+        "and those of other cells."
+    )
+    columns = ("check", "heatmap", "to compare with")
+    return Table("heatmaps", "Do the heatmaps explain anything?", note, columns, rows)
 
 
 def _patients(scored: Scored) -> Table | None:
@@ -372,21 +354,3 @@ def _experts(scored: Scored) -> Table | None:
     columns = ("who", "cells", "number", "agreement", "kappa")
     note = "How often two give a cell the same name: the ceiling that a model is read against."
     return Table("experts", "Agreement, two by two", note, columns, tuple(rows))
-
-
-def _interval(cell: Cell) -> bool:
-    return isinstance(cell, Estimate) and cell.low is not None
-
-
-def _names(head: str, wide: bool) -> list[str]:
-    return [head, f"{head}, low", f"{head}, high"] if wide else [head]
-
-
-def _values(cell: Cell, wide: bool) -> list[str | int | float | None]:
-    if not isinstance(cell, Estimate):
-        return [cell]
-    return [cell.value, cell.low, cell.high] if wide else [cell.value]
-
-
-def _escape_caption(text: str) -> str:
-    return text.replace("%", r"\%")

@@ -65,6 +65,16 @@ class Selection:
         belongs = np.eye(len(self.class_names), dtype=probabilities.dtype)[self.columns()]
         return probabilities @ belongs
 
+    def strongest(self, probabilities: Floats) -> Integers:
+        """Return a model's most probable class within the predicted, perhaps merged, one: ``(n,)``.
+
+        Args:
+            probabilities: the model's own, ``(n, classes)``.
+        """
+        predicted = self.merge(probabilities).argmax(axis=1)
+        is_within = self.columns() == predicted[:, np.newaxis]
+        return np.asarray((probabilities * is_within).argmax(axis=1))
+
 
 def select_cells(
     run: Run, *, data: str | Path | None = None, split: str | None = None

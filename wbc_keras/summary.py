@@ -150,16 +150,18 @@ def _say_abnormal(scored: Scored) -> Iterator[str]:
     if point := _point(scored, "sensitive"):
         found, missed = point["true_positives"], point["false_negatives"]
         yield (
-            "At the threshold that found 95 % of the abnormal cells on validation, it finds "
-            f"{found:,} of {found + missed:,} here: {estimate(point, 'sensitivity').with_range}, "
-            f"and calls {count(point['false_positives'], 'normal cell')} abnormal: specificity "
+            "At the threshold that found at least 95 % of the abnormal cells on validation, it "
+            f"finds {found:,} of {found + missed:,} here: "
+            f"{estimate(point, 'sensitivity').with_range}, and calls "
+            f"{count(point['false_positives'], 'normal cell')} abnormal: specificity "
             f"{estimate(point, 'specificity').with_range}."
         )
-    if point := _point(scored, "specific"):
+    other = _point(scored, "specific")
+    if other and other != point:
         yield (
-            "At the one that left 95 % of the normal cells alone there, sensitivity is "
-            f"{estimate(point, 'sensitivity').percent} and specificity "
-            f"{estimate(point, 'specificity').percent}."
+            "At the one that left at least 95 % of the normal cells alone there, sensitivity is "
+            f"{estimate(other, 'sensitivity').percent} and specificity "
+            f"{estimate(other, 'specificity').percent}."
         )
 
 
@@ -197,8 +199,13 @@ def _say_withheld(scored: Scored) -> Iterator[str]:
     else:
         yield (
             f"It would rather not decide {percent(withheld)} of the cells; of those it answers, "
-            f"{right.with_range} are right."
+            f"{right.with_range} are right{_say_wanted(scored)}."
         )
+
+
+def _say_wanted(scored: Scored) -> str:
+    wanted = {share for share in (scored.selective or {}).get("wanted_accuracies") or () if share}
+    return f" (wanted, and kept on validation: {percent(wanted.pop())})" if len(wanted) == 1 else ""
 
 
 def _say_weakest(metrics: Json) -> Iterator[str]:

@@ -265,7 +265,7 @@ def _decide(run: runs.Run, plan: DataPlan) -> None:
     from_where = "cannot be had" if threshold is None else f"from confidence {threshold:.3f}"
     print(
         f"on {decisions.validation_cells} validation cells: temperature "
-        f"{decisions.temperature:.3f}, accuracy {wanted:.0%} {from_where}",
+        f"{decisions.temperature:.3f}, accuracy {wanted:.1%} {from_where}",
         flush=True,
     )
 

@@ -1,0 +1,75 @@
+"""A table for people: one form for the page, for CSV and for LaTeX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from wbc_keras.estimates import Cell, Estimate
+from wbc_keras.latex import render_table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        name: of its files, e.g. ``per_class``.
+        title: what it shows.
+        note: how to read it.
+        columns: their heads.
+        rows: a cell for each column: a text, a count or an `Estimate`.
+    """
+
+    name: str
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def to_csv(self) -> str:
+        """Return the numbers in full; an interval's ends have columns of their own."""
+        spread = [any(_interval(row[c]) for row in self.rows) for c in range(len(self.columns))]
+        heads = zip(self.columns, spread, strict=True)
+        names = [name for head, wide in heads for name in _names(head, wide)]
+        rows = [
+            [value for cell, wide in zip(row, spread, strict=True) for value in _values(cell, wide)]
+            for row in self.rows
+        ]
+        text: str = pd.DataFrame(rows, columns=names, dtype=object).to_csv(index=False)
+        return text
+
+    def to_latex(self) -> str:
+        """Return the table for LaTeX (`latex.render_table`)."""
+        return render_table(
+            self.rows,
+            self.columns,
+            title=self.title,
+            label=f"tab:{self.name}",
+            is_text=[self.is_text(column) for column in range(len(self.columns))],
+        )
+
+    def is_text(self, column: int) -> bool:
+        """Tell whether a column holds texts, which stand on the left."""
+        return any(isinstance(row[column], str) for row in self.rows)
+
+
+def sort_key(cell: Cell) -> str:
+    """Return what a column is sorted by: the number in full, "" where there is none."""
+    value = cell.value if isinstance(cell, Estimate) else cell
+    return "" if value is None else str(value)
+
+
+def _interval(cell: Cell) -> bool:
+    return isinstance(cell, Estimate) and cell.low is not None
+
+
+def _names(head: str, wide: bool) -> list[str]:
+    return [head, f"{head}, low", f"{head}, high"] if wide else [head]
+
+
+def _values(cell: Cell, wide: bool) -> list[str | int | float | None]:
+    if not isinstance(cell, Estimate):
+        return [cell]
+    return [cell.value, cell.low, cell.high] if wide else [cell.value]
