@@ -23,9 +23,9 @@ LAYERS = (
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
     "record report_tables summary checklists gallery",
     # 1: TensorFlow and Keras parts
-    "images stain localize cells prepared augment pipeline layers losses backbones",
+    "images stain localize intake cells prepared augment pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots screening_plots screening_report "
+    "classifier fitting overlays inference predictor gradcam plots screening_plots screening_report "
     "novelty_report second_look_report faithfulness faithfulness_plots report_page model_card",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",

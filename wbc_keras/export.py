@@ -51,9 +51,13 @@ def export(run: str | Path, *, output: str | Path | None = None) -> Path:
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with runs.replacing_folder(version) as temporary:
-        tf.saved_model.save(
-            classifier, str(temporary), signatures={"serving_default": classifier.serve}
-        )
+        signatures = {
+            "serving_default": classifier.serve,
+            "images": classifier.serve_images,
+            "explain": classifier.explain,
+            "explain_class": classifier.explain_class,
+        }
+        tf.saved_model.save(classifier, str(temporary), signatures=signatures)
         classes = {"classes": list(opened.class_names)}
         runs.write_json(temporary / EXTRA / "classes.json", classes)
         if decisions:
