@@ -181,18 +181,21 @@ class NoveltyScore(tf.Module):
         super().__init__(name="novelty")
         # Variables, as constants would stand in every signature's graph anew.
         self._means, self._axes, self._variances, self._rest = (
-            tf.Variable(values, trainable=False, dtype=tf.float64)
+            tf.Variable(values, trainable=False, dtype=tf.float32)
             for values in (novelty.means, novelty.axes, novelty.variances, novelty.rest)
         )
         self._known = tf.Variable(novelty.mahalanobis, trainable=False, dtype=tf.float32)
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """Return the share of validation cells that each cell is farther than."""
-        rows = tf.cast(features, tf.float64)
-        along = (rows @ self._axes)[:, tf.newaxis] - self._means @ self._axes
-        across = tf.reduce_sum((rows[:, tf.newaxis] - self._means) ** 2, axis=2)
+        rows, means, axes, variances, rest = (
+            tf.cast(values, tf.float64)
+            for values in (features, self._means, self._axes, self._variances, self._rest)
+        )
+        along = (rows @ axes)[:, tf.newaxis] - means @ axes
+        across = tf.reduce_sum((rows[:, tf.newaxis] - means) ** 2, axis=2)
         across = tf.maximum(across - tf.reduce_sum(along**2, axis=2), 0.0)
-        squares = tf.reduce_sum(along**2 / self._variances, axis=2) + across / self._rest
+        squares = tf.reduce_sum(along**2 / variances, axis=2) + across / rest
         distances = tf.cast(tf.sqrt(tf.reduce_min(squares, axis=1)), tf.float32)
         below, up_to = (
             tf.searchsorted(self._known, distances, side=side) for side in ("left", "right")
