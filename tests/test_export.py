@@ -178,15 +178,15 @@ ANSWER = {
     "novelty": (tf.float32, [None]),
     "roi": (tf.float32, [None, 4]),
 }
-EXPLAINED = {"heatmap": (tf.float32, [None, None, None]), "overlay_png": (tf.string, [None])}
+HEATMAP = {"heatmap": (tf.float32, [None, None, None])}
+EXPLAINED = ANSWER | HEATMAP | {"overlay_png": (tf.string, [None])}
+CHOICE = {"image_bytes": (tf.string, [None]), "class_index": (tf.int32, [None])}
 SIGNATURES = {
     "serving_default": ({"image_bytes": (tf.string, [None])}, ANSWER),
     "images": ({"images": (tf.uint8, [None, None, None, 3])}, ANSWER),
-    "explain": ({"image_bytes": (tf.string, [None])}, ANSWER | EXPLAINED),
-    "explain_class": (
-        {"image_bytes": (tf.string, [None]), "class_index": (tf.int32, [None])},
-        ANSWER | EXPLAINED,
-    ),
+    "explain": ({"image_bytes": (tf.string, [None])}, EXPLAINED),
+    "explain_class": (CHOICE, EXPLAINED),
+    "explain_rest": (CHOICE, ANSWER | HEATMAP | {"overlay_png_bytes": (tf.string, [None])}),
 }
 
 

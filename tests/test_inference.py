@@ -185,6 +185,11 @@ def test_explain_takes_the_class_that_was_chosen(run, classifier, encoded, answe
     chosen = answers["probabilities"][::12].argmax(axis=1).astype(np.int32)
     same = classifier.explain_class(few, tf.constant(chosen))
     np.testing.assert_array_equal(out["heatmap"], same["heatmap"])
+    # As JSON takes it, -1 for the chosen one.
+    mixed = np.where(np.arange(len(chosen)) % 2, chosen, -1).astype(np.int32)
+    rest = classifier.explain_rest(few, tf.constant(mixed))
+    assert set(rest) ^ set(out) == {"overlay_png", "overlay_png_bytes"}
+    assert rest["overlay_png_bytes"].numpy().tolist() == out["overlay_png"].numpy().tolist()
     other = classifier.explain_class(few, tf.constant((chosen + 1) % 4))
     assert np.abs(out["heatmap"] - other["heatmap"]).max() > 0.1
     for name, values in answers.items():
@@ -198,7 +203,7 @@ def test_explain_takes_the_class_that_was_chosen(run, classifier, encoded, answe
 
 @pytest.mark.parametrize("classes", [[4, 0], [-1, 0], [0], [0, 1, 2]])
 def test_classes_that_are_none_are_refused(classifier, encoded, classes):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="class_index: expected one of 0 to 3"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="class_index: expected 0 to 3"):
         classifier.explain_class(tf.constant(encoded[:2]), tf.constant(classes, tf.int32))
 
 

@@ -73,6 +73,7 @@ class CellClassifier(tf.Module):
             "images": self.serve_images,
             "explain": self.explain,
             "explain_class": self.explain_class,
+            "explain_rest": self.explain_rest,
         }
 
     @tf.function(input_signature=[_BYTES])
@@ -110,13 +111,18 @@ class CellClassifier(tf.Module):
             `overlays.lay_in_frame`, and ``overlay_png`` string ``(batch,)``, encoded PNGs of the
             pictures' own sizes. All heatmaps together may not hold more than ``max_pixels``.
         """
-        count = len(self._class_names)
-        are_classes = tf.reduce_all((class_index >= 0) & (class_index < count))
-        fits = tf.size(class_index) == tf.size(image_bytes)
-        message = f"class_index: expected one of 0 to {count - 1} for each picture. Received:"
-        sound = tf.debugging.Assert(fits & are_classes, [message, class_index], summarize=-1)
-        with tf.control_dependencies([sound]):
-            return self._explain(image_bytes, tf.identity(class_index))
+        return self._explain(image_bytes, self._check(image_bytes, class_index, lowest=0))
+
+    @tf.function(input_signature=[_BYTES, _CLASSES])
+    def explain_rest(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Outputs:
+        """Do the same for JSON: ``overlay_png_bytes``, and a class of -1 for the one chosen.
+
+        Over REST TensorFlow Serving sends as base64 what is named ``_bytes``; all other strings
+        must be text.
+        """
+        classes = self._check(image_bytes, class_index, lowest=_CHOSEN)
+        outputs = dict(self._explain(image_bytes, classes))
+        return {"overlay_png_bytes": outputs.pop("overlay_png")} | outputs
 
     def decide(self, images: tf.Tensor) -> Outputs:
         """Return what the network says of cropped cells, uint8 ``(batch, *image_size, 3)``.
@@ -165,6 +171,15 @@ class CellClassifier(tf.Module):
             "heatmap": heatmaps,
             "overlay_png": draw_overlays(image_bytes, heatmaps, sizes),
         }
+
+    def _check(self, image_bytes: tf.Tensor, class_index: tf.Tensor, *, lowest: int) -> tf.Tensor:
+        highest = len(self._class_names) - 1
+        are_classes = tf.reduce_all((class_index >= lowest) & (class_index <= highest))
+        fits = tf.size(class_index) == tf.size(image_bytes)
+        message = f"class_index: expected {lowest} to {highest} for each picture. Received:"
+        sound = tf.debugging.Assert(fits & are_classes, [message, class_index], summarize=-1)
+        with tf.control_dependencies([sound]):
+            return tf.identity(class_index)
 
     def _check_room(self, sizes: tf.Tensor) -> tf.Operation:
         """Refuse heatmaps that would fill the memory: each has the size of the largest picture."""

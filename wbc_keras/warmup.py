@@ -34,6 +34,7 @@ def write_warmup(path: Path) -> None:
         "images": {"images": image[np.newaxis]},
         "explain": {"image_bytes": [png]},
         "explain_class": {"image_bytes": [png], "class_index": np.zeros(1, np.int32)},
+        "explain_rest": {"image_bytes": [png], "class_index": np.zeros(1, np.int32)},
     }
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in requests.items():
