@@ -26,9 +26,13 @@ from wbc_keras import model_folder
 
 
 @pytest.fixture(scope="module")
-def signatures(saved_model):
-    loaded = tf.saved_model.load(str(saved_model))
-    yield loaded.signatures
+def loaded(saved_model):
+    return tf.saved_model.load(str(saved_model))
+
+
+@pytest.fixture(scope="module")
+def signatures(loaded):
+    return loaded.signatures
 
 
 @pytest.fixture(scope="module")
