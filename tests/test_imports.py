@@ -22,13 +22,14 @@ LAYERS = (
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
     "latex tables record report_tables summary checklists gallery study_plan study_results "
-    "study_figures study_report",
+    "study_figures study_report model_folder",
     # 1: TensorFlow and Keras parts
-    "images stain localize cells prepared augment mixing pipeline layers losses backbones",
+    "images stain localize intake warmup cells prepared augment mixing pipeline layers losses "
+    "backbones",
     # 2: assembly
-    "classifier averaging fitting inference predictor pretrained gradcam plots screening_plots "
-    "screening_report novelty_report second_look_report faithfulness faithfulness_plots verdicts "
-    "report_page model_card study_plots",
+    "classifier averaging fitting overlays inference predictor pretrained gradcam plots "
+    "screening_plots screening_report novelty_report second_look_report faithfulness "
+    "faithfulness_plots verdicts report_page model_card study_plots provenance",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report ship study "
     "study_run "

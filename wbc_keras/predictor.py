@@ -20,7 +20,9 @@ from wbc_keras import runs
 from wbc_keras.cells import Cells
 from wbc_keras.decisions import Decisions, read_decisions
 from wbc_keras.errors import RunError
+from wbc_keras.headers import MAX_PIXELS
 from wbc_keras.inference import CellClassifier
+from wbc_keras.novelty import read_novelty
 from wbc_keras.pipeline import make_batches
 
 _BATCH = 64
@@ -103,15 +105,16 @@ class Predictor:
         return Predictions(outputs["probabilities"].numpy(), outputs["roi"].numpy())
 
 
-def load_classifier(run: runs.Run) -> CellClassifier:
-    """Load a run's model with what surrounds it, its temperature too."""
-    decisions = read_decisions(run.folder)
+def load_classifier(run: runs.Run, *, max_pixels: int = MAX_PIXELS) -> CellClassifier:
+    """Load a run's model with what surrounds it: temperature, threshold and novelty too."""
     return CellClassifier(
         load_model(run),
         class_names=run.class_names,
         roi=run.config.roi,
         image_size=run.config.data.image_size,
-        temperature=decisions.temperature if decisions else 1.0,
+        decisions=read_decisions(run.folder),
+        novelty=read_novelty(run.folder),
+        max_pixels=max_pixels,
     )
 
 
