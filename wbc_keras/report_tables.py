@@ -304,9 +304,9 @@ def _heatmaps(checks: Json | None) -> Table | None:
     )
     note = (
         f"{_METHODS[checks['method']]} on {checks['cells']} cells. A map that explains has more "
-        "heat in the cell than the cell's share, leaves less probability when its parts go, and brings back "
-        "more, than another cell's map does; and it is unlike (near 0) the map of shuffled weights "
-        "and those of other cells."
+        "heat in the cell than the cell's share, leaves less probability when its parts go, and "
+        "brings back more, than another cell's map does; and it is unlike (near 0) the map of "
+        "shuffled weights and those of other cells."
     )
     columns = ("check", "heatmap", "to compare with")
     return Table("heatmaps", "Do the heatmaps explain anything?", note, columns, rows)

@@ -101,8 +101,8 @@ def say_heatmaps(record: Record) -> str:
     if not deletion or not insertion or deletion[1] < 0 or insertion[0] > 0:
         return ""
     return (
-        "The heatmaps of this model are no reasons: what a cell's own heatmap marks matters no more "
-        "to the answer than what another cell's marks."
+        "The heatmaps of this model are no reasons: what a cell's own heatmap marks matters no "
+        "more to the answer than what another cell's marks."
     )
 
 
