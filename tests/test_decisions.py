@@ -39,8 +39,10 @@ def test_of_a_poor_model_each_threshold_keeps_one_aim_and_is_the_furthest(decima
     got = fit_decisions(labels, logits, NAMES)
     shares = softmax(logits, temperature=got.temperature)
     accepted = got.accept(shares)
-    assert got.wanted_accuracy == 0.95
-    assert np.mean((shares.argmax(axis=1) == labels)[accepted]) >= 0.95
+    right = shares.argmax(axis=1) == labels
+    assert got.wanted_accuracy == pytest.approx((1 + right.mean()) / 2)
+    assert right[accepted].mean() >= got.wanted_accuracy
+    assert 0.3 < accepted.mean() < 1
     score = shares[:, 2:].sum(axis=1)
     assert rates_at(got.sensitive_threshold, labels, logits, got.temperature)[0] >= 0.95
     assert rates_at(got.specific_threshold, labels, logits, got.temperature)[1] >= 0.95
@@ -78,6 +80,14 @@ def test_cells_wide_apart_have_one_threshold_in_the_middle():
     score = softmax(logits, temperature=got.temperature)[:, 2:].sum(axis=1)
     middle = (score[labels < 2].max() + score[labels >= 2].min()) / 2
     assert got.sensitive_threshold == got.specific_threshold == pytest.approx(middle)
+
+
+def test_another_accuracy_may_be_asked_for():
+    labels, logits = simulate()
+    got = fit_decisions(labels, logits, NAMES, wanted_accuracy=0.95)
+    accepted = got.accept(softmax(logits, temperature=got.temperature))
+    assert got.wanted_accuracy == 0.95
+    assert np.mean((logits.argmax(axis=1) == labels)[accepted]) >= 0.95
 
 
 def test_a_good_model_is_wanted_to_halve_its_errors():
@@ -122,7 +132,7 @@ def test_specificity_that_no_threshold_reaches_is_none():
 
 def test_wanted_accuracy_that_cannot_be_had_accepts_nothing_and_refuses_nothing():
     labels, logits = simulate(signal=0.0, decimals=0)
-    got = fit_decisions(labels, logits, NAMES, least_accuracy=0.999)
+    got = fit_decisions(labels, logits, NAMES, wanted_accuracy=0.999)
     assert got.accept_threshold is None
     assert got.accept(softmax(logits)) is None
 

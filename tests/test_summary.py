@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -102,3 +103,17 @@ def test_run_without_evaluation(run):
     shutil.rmtree(run / "evaluation")
     assert _points(run) == {"Tested": "This run was not scored yet: there are no figures."}
     assert headlines(read_record(run)) == []
+
+
+def test_heatmaps_that_explain_nothing_are_called_so(scored_run):
+    record = read_record(scored_run)
+    for deletion, insertion, warned in (
+        ([-0.1, -0.05], [0.01, 0.2], False),
+        ([-0.1, 0.05], [0.01, 0.2], False),
+        ([-0.1, 0.05], [-0.01, 0.2], True),
+        (None, None, False),
+    ):
+        bounds = {"deletion_gain": deletion, "insertion_gain": insertion}
+        checked = dataclasses.replace(record, checks={"confidence_interval_95": bounds})
+        assert any("no reasons" in sentence for sentence in limits(checked)) == warned
+    assert not any("no reasons" in sentence for sentence in limits(record))

@@ -25,7 +25,6 @@ from wbc_keras.runs import write_json
 from wbc_keras.selective import find_threshold
 
 DECISION_FILE = "decision.json"
-LEAST_ACCURACY = 0.95
 # Of the abnormal cells found, and of the normal ones left alone.
 WANTED_RATE = 0.95
 _ROUNDING = 1e-12
@@ -37,8 +36,8 @@ class Decisions:
 
     Attributes:
         temperature: the logits are divided by it.
-        wanted_accuracy: that accepted answers keep on validation: 0.95, or more, so that at most
-            half of the errors are left that answering every cell would make.
+        wanted_accuracy: that accepted answers keep on validation. Unless another one was asked for,
+            errors are half as frequent among them as among all answers.
         accept_threshold: confidence from which an answer is accepted; None if no threshold keeps
             the wanted accuracy.
         sensitive_threshold: probability of an abnormal cell, summed over the abnormal classes, from
@@ -77,7 +76,7 @@ def fit_decisions(
     logits: npt.ArrayLike,
     class_names: Sequence[str],
     *,
-    least_accuracy: float = LEAST_ACCURACY,
+    wanted_accuracy: float | None = None,
 ) -> Decisions:
     """Fit everything on the validation cells.
 
@@ -85,7 +84,8 @@ def fit_decisions(
         labels: integers (n,), indices into the class names.
         logits: (n, k), finite.
         class_names: k names.
-        least_accuracy: that accepted answers keep, 0 to 1.
+        wanted_accuracy: that accepted answers keep, 0 to 1; None to halve the share of errors,
+            which a good and a poor model can do alike.
 
     Raises:
         DataError: shapes disagree, or a value is out of range.
@@ -95,7 +95,8 @@ def fit_decisions(
     shares = softmax(logits, temperature=temperature)
     sensitive, specific = _abnormal_thresholds(truth, shares, class_names)
     correct = shares.argmax(axis=1) == truth
-    wanted = max(least_accuracy, 1 - float(np.mean(~correct)) / 2)
+    halved = 1 - float(np.mean(~correct)) / 2
+    wanted = halved if wanted_accuracy is None else wanted_accuracy
     return Decisions(
         temperature=temperature,
         wanted_accuracy=wanted,

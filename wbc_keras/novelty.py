@@ -41,8 +41,7 @@ class Novelty:
         variances: (r,), along the axes.
         rest: the variance along any other direction.
         references: (m, d), features of length 1.
-        mahalanobis: (v,), the distances of the validation cells.
-        neighbours: (v,), the same, of the same cells.
+        known: (v, 2), both distances of the validation cells, Mahalanobis first.
     """
 
     means: npt.NDArray[np.float32]
@@ -50,8 +49,7 @@ class Novelty:
     variances: npt.NDArray[np.float32]
     rest: npt.NDArray[np.float32]
     references: npt.NDArray[np.float16]
-    mahalanobis: npt.NDArray[np.float32]
-    neighbours: npt.NDArray[np.float32]
+    known: npt.NDArray[np.float32]
 
     def measure(self, features: npt.ArrayLike) -> Distances:
         """Return the distances of n cells from their features (n, d)."""
@@ -79,16 +77,19 @@ class Novelty:
         How foreign a cell is, is the larger of its two shares of validation cells that are nearer.
         The mean score of some cells is their AUROC against the validation cells.
         """
-        return percentiles(self._farther(distances), self._farther(self._known()))
+        known = Distances(*self.known.T.astype(np.float64))
+        return percentiles(self._farther(distances), self._farther(known))
 
-    def _known(self) -> Distances:
-        return Distances(self.mahalanobis.astype(float), self.neighbours.astype(float))
+    def shares(self, distances: Distances) -> tuple[Array, Array]:
+        """Return, each (n,), the share of validation cells that are nearer by either distance."""
+        mahalanobis, neighbours = self.known.T
+        return (
+            percentiles(distances.mahalanobis, mahalanobis),
+            percentiles(distances.neighbours, neighbours),
+        )
 
     def _farther(self, distances: Distances) -> Array:
-        return np.maximum(
-            percentiles(distances.mahalanobis, self.mahalanobis),
-            percentiles(distances.neighbours, self.neighbours),
-        )
+        return np.maximum(*self.shares(distances))
 
     def _to_classes(self, rows: Array) -> Array:
         means, axes = self.means.astype(np.float64), self.axes.astype(np.float64)
@@ -136,22 +137,17 @@ def fit_novelty(
     means = np.stack([rows[index == c].mean(axis=0) for c in range(len(names))])
     axes, variances, rest = _fit_covariance(rows - means[index])
     references = rows[spread_over_classes(classes, _REFERENCES)]
-    nothing = np.empty(0, np.float32)
     novelty = Novelty(
         means=means.astype(np.float32),
         axes=axes.astype(np.float32),
         variances=variances.astype(np.float32),
         rest=np.array(rest, np.float32),
         references=_unit(references).astype(np.float16),
-        mahalanobis=nothing,
-        neighbours=nothing,
+        known=np.empty((0, 2), np.float32),
     )
-    known = novelty.measure(validation)
-    return dataclasses.replace(
-        novelty,
-        mahalanobis=known.mahalanobis.astype(np.float32),
-        neighbours=known.neighbours.astype(np.float32),
-    )
+    distances = novelty.measure(validation)
+    known = np.stack([distances.mahalanobis, distances.neighbours], axis=1)
+    return dataclasses.replace(novelty, known=known.astype(np.float32))
 
 
 def percentiles(distances: npt.ArrayLike, known: npt.ArrayLike) -> Array:
@@ -200,7 +196,8 @@ def read_novelty(folder: Path) -> Novelty | None:
         return None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(
-            f"{path}: is damaged; restore it, or remove it to go on without novelty"
+            f"{path}: is damaged, or of an older version; restore it, train again, or remove it to "
+            "go on without novelty"
         ) from error
 
 

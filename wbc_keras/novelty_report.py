@@ -19,7 +19,7 @@ from wbc_keras import runs
 from wbc_keras.bootstrap import bootstrap_intervals, plan_resampling
 from wbc_keras.cells import Cells, load_cells
 from wbc_keras.non_cells import KINDS, draw_non_cell
-from wbc_keras.novelty import Novelty, percentiles, spread_over_classes
+from wbc_keras.novelty import Novelty, spread_over_classes
 from wbc_keras.plots import save_figure
 from wbc_keras.predictor import ask
 from wbc_keras.prepared import Prepared
@@ -45,12 +45,13 @@ def describe_novelty(novelty: Novelty, features: np.ndarray) -> pd.DataFrame:
     over that which 99 % of the validation cells keep within.
     """
     distances = novelty.measure(features)
+    mahalanobis, neighbours = novelty.shares(distances)
     return pd.DataFrame(
         {
             "novelty": novelty.rank(distances),
-            "mahalanobis": percentiles(distances.mahalanobis, novelty.mahalanobis),
-            "neighbours": percentiles(distances.neighbours, novelty.neighbours),
-            "far": distances.mahalanobis / np.quantile(novelty.mahalanobis, _FAR),
+            "mahalanobis": mahalanobis,
+            "neighbours": neighbours,
+            "far": distances.mahalanobis / np.quantile(novelty.known[:, 0], _FAR),
         }
     )
 

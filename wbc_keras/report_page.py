@@ -22,7 +22,7 @@ from wbc_keras.labels import abnormal_classes
 from wbc_keras.plots import plot_history
 from wbc_keras.predictions import class_columns
 from wbc_keras.record import Record, Scored
-from wbc_keras.summary import headlines, limits, summarise
+from wbc_keras.summary import headlines, limits, say_heatmaps, summarise
 from wbc_keras.tables import Table, sort_key
 
 _MOST_CELLS = 100_000  # whose numbers are put into the page: at most 1.2 MB
@@ -78,6 +78,7 @@ def render_page(record: Record, tables: Mapping[str, Table], mistakes: Mistakes 
         "source": describe_source(record),
         "gallery": shown.by_class(),
         "gallery_size": len(shown.cells),
+        "heat_warning": say_heatmaps(record),
         "heat": any(cell.heat for cell in shown.cells),
         "no_pictures": shown.no_pictures,
         **_describe_main(record),

@@ -36,6 +36,7 @@ _CALIBRATION = {
     "brier": "Brier score (0 to 2)",
     "nll": "negative log-likelihood",
 }
+_METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "scorecam": "Score-CAM"}
 RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
 _CLASS_SCORES = {"recall": "recall", "precision": "precision", "f1": "F1"}
 _CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
@@ -298,14 +299,14 @@ def _heatmaps(checks: Json | None) -> Table | None:
         "similarity_between_cells": ("likeness of the maps of two cells", ""),
     }
     rows = tuple(
-        (title, estimate(checks, name), estimate(checks, other) if other else NONE)
+        (title, estimate(checks, name), estimate(checks, other) if other else Estimate(None))
         for name, (title, other) in beside.items()
     )
     note = (
-        f"On {checks['cells']} cells, {checks['method']}. A map that explains has more heat in the "
-        "cell than the cell's share, leaves less probability when its parts go, and brings back "
-        "more, than another cell's map does; and it is unlike (near 0) the map of shuffled weights "
-        "and those of other cells."
+        f"{_METHODS[checks['method']]} on {checks['cells']} cells. A map that explains has more "
+        "heat in the cell than the cell's share, leaves less probability when its parts go, and "
+        "brings back more, than another cell's map does; and it is unlike (near 0) the map of "
+        "shuffled weights and those of other cells."
     )
     columns = ("check", "heatmap", "to compare with")
     return Table("heatmaps", "Do the heatmaps explain anything?", note, columns, rows)

@@ -87,10 +87,23 @@ def limits(record: Record) -> list[str]:
         "that it was never taught.",
         "Labels are taken as true. Experts differ on such cells, so part of the mistakes may be "
         "the labels', and a figure near 100 % may mean that habits of labelling were learned.",
-        "Heatmaps show where a network looked, not why; they are as coarse as its last layer.",
+        "Heatmaps show where a network looked, not why; they are as coarse as its last layer. "
+        + say_heatmaps(record),
         "Nothing here was tried in patients' care. Research use only: not a medical device, not "
         "for diagnosis.",
     ]
+
+
+def say_heatmaps(record: Record) -> str:
+    """Return a warning if heatmaps tell no more of the answer than those of other cells."""
+    bounds = (record.checks or {}).get("confidence_interval_95") or {}
+    deletion, insertion = bounds.get("deletion_gain"), bounds.get("insertion_gain")
+    if not deletion or not insertion or deletion[1] < 0 or insertion[0] > 0:
+        return ""
+    return (
+        "The heatmaps of this model are no reasons: what a cell's own heatmap marks matters no "
+        "more to the answer than what another cell's marks."
+    )
 
 
 def weakest_classes(metrics: Json) -> list[tuple[str, Mapping[str, Any]]]:
