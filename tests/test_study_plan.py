@@ -180,6 +180,13 @@ def test_seed_twice(refuse):
     refuse("settings: {a: }\nseeds: [1, 1]\n", "seeds: expected different seeds")
 
 
+def test_name_that_is_no_folder_is_told_once(refuse):
+    message = refuse(
+        "name: a/b\nsettings: {a: , b: {loss.gama: 1}}\n", "name: becomes", "loss.gama"
+    )
+    assert message.count("becomes a folder") == 1
+
+
 def test_no_seeds(refuse):
     refuse("settings: {a: }\nseeds: []\n", "seeds: expected different seeds, at least one")
 
