@@ -24,12 +24,14 @@ LAYERS = (
     "record report_tables summary checklists gallery study_plan study_results study_figures "
     "study_report",
     # 1: TensorFlow and Keras parts
-    "images stain localize cells prepared augment pipeline layers losses backbones",
+    "images stain localize cells prepared augment mixing pipeline layers losses backbones",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots screening_plots screening_report "
-    "novelty_report second_look_report faithfulness faithfulness_plots report_page model_card study_plots",
+    "classifier averaging fitting inference predictor pretrained gradcam plots screening_plots "
+    "screening_report novelty_report second_look_report faithfulness faithfulness_plots "
+    "report_page model_card study_plots",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare report study study_run "
+    "train evaluate explain predict prepare roi export datasets compare report ship study "
+    "study_run "
     "manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}

@@ -64,15 +64,16 @@ class Predictor:
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
-        """Load a run folder, a SavedModel, or a model folder (its highest version).
+        """Load a run folder, a SavedModel, a model folder (its highest version) or a shipped model.
 
         Raises:
             RunError: ``path`` is none of these, or lacks its class names.
         """
-        path = Path(path)
+        path = runs.find_model(path)
         if not path.is_dir():
             raise RunError(
                 f"{path}: no such run folder or SavedModel; give what train or export wrote"
+                f"{runs.say_shipped()}"
             )
         saved_model = _find_saved_model(path)
         if saved_model is None:

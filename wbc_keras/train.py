@@ -210,6 +210,7 @@ def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool
         WbcError: a setting that does not fit the network or the classes.
     """
     import keras
+    import numpy as np
 
     from wbc_keras.classifier import build_classifier
     from wbc_keras.fitting import fit
@@ -224,7 +225,8 @@ def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool
         )
         _print_banner(config, plan, model=model, device=device, folder=folder)
         # Now, before the folder is written: loss.alpha may not fit the classes.
-        build_loss(config.loss, len(plan.class_names))
+        train_labels = plan.labels()[plan.assignment == "train"]
+        build_loss(config.loss, np.bincount(train_labels, minlength=len(plan.class_names)))
         if dry_run:
             return folder
         _write_plan(config, plan, folder)
@@ -359,8 +361,9 @@ def _print_banner(
     for note in plan.notes:
         print(f"note: {note}")
     settings = config.model
+    attention = settings.attention + (" at stages" if settings.attention_at == "stages" else "")
     print(
-        f"model {settings.backbone} + {settings.attention}, weights {settings.weights}, "
+        f"model {settings.backbone} + {attention}, weights {settings.weights}, "
         f"{model.count_params():,} parameters, {'x'.join(map(str, config.data.image_size))} px"
     )
     print(f"loss {config.loss.name}, class weights {config.loss.class_weight}")
