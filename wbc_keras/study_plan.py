@@ -31,11 +31,13 @@ _OWN_KEYS = {
 }
 # A key counts for nothing beside these values of another: two runs that differ in it are one.
 _WITHOUT_EFFECT = {
+    "model.attention_at": ("model.attention", ("none",)),
     "model.reduction_ratio": ("model.attention", ("none",)),
     "model.kernel_size": ("model.attention", ("none", "se")),
     "loss.gamma": ("loss.name", ("cross_entropy",)),
     "loss.cap": ("loss.class_weight", ("none", "balanced", "effective_number")),
     "loss.beta": ("loss.class_weight", ("none", "balanced", "capped")),
+    "loss.weights_after": ("loss.class_weight", ("none",)),
 }
 
 
