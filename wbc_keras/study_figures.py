@@ -42,8 +42,7 @@ class SettingFigures:
         figures: each of `FIGURES`, over the setting's own finished runs.
         differences: to the baseline, over the repeats that both have finished; None for the
             baseline itself, or where there is no such repeat.
-        validation_macro_f1: mean of its runs: what a setting may be chosen by, as the test cells are
-            for the figures.
+        validation_macro_f1: mean of its runs: what a setting may be chosen by.
         minutes: of training, mean of its runs.
         parameters: of the network; None, as the two before, without a finished run.
     """

@@ -217,8 +217,8 @@ def _how_to_read(figures: StudyFigures) -> str:
         "on both sides; in bold where the interval leaves zero out. Each holds for itself: of "
         "twenty, one leaves zero out by chance. Intervals tell the noise of the test cells, not of "
         "the training: more seeds tell that. Rare-class recall is the mean over the classes under "
-        f"{RARE_SHARE:.0%} of the training cells: {rare}. A recipe is chosen by the validation macro "
-        "F1, which knows nothing of the test cells, and judged by the others."
+        f"{RARE_SHARE:.0%} of the training cells: {rare}. A recipe is chosen by the validation "
+        "macro F1, which knows nothing of the test cells, and judged by the others."
     )
 
 
