@@ -65,7 +65,7 @@ class Started:
     def child(self):
         """Return the number of the process that trains, or None."""
         table = subprocess.run(
-            ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+            ["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
         )
         for line in table.stdout.splitlines():
             pid, parent, command = line.split(maxsplit=2)
