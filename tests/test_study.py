@@ -19,7 +19,8 @@ import pytest
 
 from wbc_keras.errors import RunError
 from wbc_keras.study import main
-from wbc_keras.study_run import in_own_process
+from wbc_keras.study_plan import load_study
+from wbc_keras.study_run import check_cells, in_own_process
 
 STUDY = """\
 name: tiny
@@ -64,7 +65,7 @@ class Started:
     def child(self):
         """Return the number of the process that trains, or None."""
         table = subprocess.run(
-            ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+            ["ps", "-ewwo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
         )
         for line in table.stdout.splitlines():
             pid, parent, command = line.split(maxsplit=2)
@@ -204,30 +205,49 @@ class TestKilledAndResumed:
 # Bad input
 
 
-@pytest.mark.slow
-def test_fold_that_lacks_a_class_and_network_that_cannot_be_are_named_at_once(tmp_path, capfd):
-    cells = tmp_path / "cells"
+def check(folder, text, data):
+    """Return what is wrong with a study, as its own process finds it out."""
+    study = load_study(write_study(folder, text), data=data)
+    return check_cells(list(study.cells()), folder / "out")[0]
+
+
+def write_pictures(folder, names):
     rng = np.random.default_rng(0)
-    for label, count in {"a": 10, "b": 10, "c": 1}.items():
-        (cells / label).mkdir(parents=True)
-        for number in range(count):
-            picture = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            cv2.imwrite(str(cells / label / f"{number}.png"), picture)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+
+
+def test_fold_that_lacks_a_class_and_network_that_cannot_be_are_named_at_once(tmp_path):
+    counts = {"a": 10, "b": 10, "c": 1}
+    names = [f"{label}/{n}.png" for label, count in counts.items() for n in range(count)]
+    write_pictures(tmp_path / "cells", names)
     text = STUDY.replace("cbam: {", "odd: {loss.alpha: [1, 2], ") + "folds: 2\n"
-    arguments = ["--config", write_study(tmp_path, text), "--data", cells]
-    assert main([*map(str, arguments), "--output", str(tmp_path / "out")]) == 2
-    error = capfd.readouterr().err.splitlines()[-1]
-    for words in ("fold 1 of 2 has no t", "fold 2 of 2 has no t", "cell of c;"):
-        assert words in error
-    assert "odd: loss.alpha: expected one weight for each of the 3 classes" in error
-    assert not (tmp_path / "out").exists()
+    faults = check(tmp_path, text, tmp_path / "cells")
+    *folds, odd = sorted(faults)
+    assert [fault[:18] for fault in folds] == ["fold 1 of 2 has no", "fold 2 of 2 has no"]
+    assert {fault.split(";")[0].split("no ")[1] for fault in folds} == {
+        "train cell of c",
+        "test cell of c",
+    }
+    assert odd.startswith("odd: loss.alpha: expected one weight for each of the 3 classes")
+
+
+def test_folds_of_cells_that_have_splits_of_their_own(tmp_path):
+    parts = [("train", 4), ("validation", 2), ("test", 2)]
+    rows = [(f"{x}_{y}_{n}.png", x, y) for x in "ab" for y, count in parts for n in range(count)]
+    write_pictures(tmp_path, [row[0] for row in rows])
+    lines = ["file,label,split", *map(",".join, rows)]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    faults = check(tmp_path, STUDY + "folds: 2\n", tmp_path)
+    assert [fault[:42] for fault in faults] == ["folds: the data has a split column, which "]
 
 
 def test_cells_that_are_not_there(tmp_path, capfd):
     arguments = ["--config", write_study(tmp_path), "--data", tmp_path / "nowhere"]
     assert main([*map(str, arguments), "--output", str(tmp_path / "out")]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: study tiny: plain/seed0: ")
+    assert error.startswith("error: study tiny: ")
     assert "nowhere" in error
     assert not (tmp_path / "out").exists()
 

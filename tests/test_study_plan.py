@@ -123,7 +123,7 @@ def test_the_thesis_study_is_six_settings_on_three_folds(root):
 def test_all_faults_are_named_at_once(refuse):
     refuse(
         "settings: {a: {model.attention: sum}, b: {loss.gama: 2}, c: {train.epochs: many}}\n",
-        "a: model.attention: expected cbam | none",
+        "a: model.attention: expected cbam | se | none",
         "b: loss.gama: unknown setting (did you mean loss.gamma?)",
         "c: train.epochs: expected a whole number",
     )
@@ -155,6 +155,7 @@ def test_component_that_another_sets_too(refuse):
         ("{a: , b: {loss.class_weight: none}}", "a and b are the same run twice"),
         # gamma is of focal loss, and no attention has a kernel.
         ("{a: , b: {loss.gamma: 3, model.kernel_size: 5}}", "a and b are the same run twice"),
+        ("{a: , b: {loss.weights_after: 0.5, model.attention_at: stages}}", "the same run twice"),
         ("{a: {loss.name: focal}, b: {loss.name: focal, loss.gamma: 3}}", None),
     ],
 )
@@ -178,6 +179,13 @@ def test_value_twice_in_a_grid(refuse):
 
 def test_seed_twice(refuse):
     refuse("settings: {a: }\nseeds: [1, 1]\n", "seeds: expected different seeds")
+
+
+def test_name_that_is_no_folder_is_told_once(refuse):
+    message = refuse(
+        "name: a/b\nsettings: {a: , b: {loss.gama: 1}}\n", "name: becomes", "loss.gama"
+    )
+    assert message.count("becomes a folder") == 1
 
 
 def test_no_seeds(refuse):

@@ -106,6 +106,7 @@ def test_table_has_a_row_for_each_setting_and_run(study):
     assert better["macro_f1_difference"] == pytest.approx(difference.difference)
     assert better["macro_f1_difference_low"] == pytest.approx(difference.interval[0])
     assert better["training_minutes"] == 10
+    assert better["validation_macro_f1"] == 0.5
     runs = table[table["kind"] == "run"].set_index(["name", "repeat"])
     assert runs.loc[("same", "fold3_seed0"), "error"] == "no room"
     assert runs.loc[("same", "fold2_seed0"), "epochs"] == 10

@@ -68,6 +68,16 @@ def test_cells_may_lie_elsewhere(folder, tmp_path):
     assert read_results(folder, moved.cells())["plain/fold1_seed0"].error is None
 
 
+def test_results_from_before_validation_was_kept_are_read(folder, study):
+    path = folder / "results" / "plain" / "fold1_seed0.json"
+    about = json.loads(path.read_text())
+    del about["validation_macro_f1"]
+    path.write_text(json.dumps(about))
+    found = read_results(folder, study.cells())["plain/fold1_seed0"]
+    assert found.facts.validation_macro_f1 is None
+    assert found.error is None
+
+
 def test_failure_is_kept_and_gives_way_to_a_result(folder, study, tmp_path):
     cell = list(study.cells())[1]
     write_failure(folder, cell, "out of memory")

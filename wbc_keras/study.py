@@ -50,6 +50,9 @@ def _action(arguments: argparse.Namespace) -> None:
 def run_study(study: Study, *, output: str | Path, resume: bool = False) -> StudyFigures:
     """Train and score all runs of a study, writing what is known after each.
 
+    Each run starts a Python of its own, so a script calls this under
+    ``if __name__ == "__main__":``.
+
     Args:
         study: of `study_plan.load_study`.
         output: the study's folder; must be empty or missing unless ``resume``.

@@ -42,7 +42,9 @@ class SettingFigures:
         figures: each of `FIGURES`, over the setting's own finished runs.
         differences: to the baseline, over the repeats that both have finished; None for the
             baseline itself, or where there is no such repeat.
-        minutes: of training, mean of a run; parameters: of the network. None without a run.
+        validation_macro_f1: mean of its runs: what a setting may be chosen by.
+        minutes: of training, mean of its runs.
+        parameters: of the network; None, as the two before, without a finished run.
     """
 
     name: str
@@ -51,6 +53,7 @@ class SettingFigures:
     patients: int | None
     figures: Mapping[str, Estimate]
     differences: Mapping[str, Difference] | None
+    validation_macro_f1: float | None
     minutes: float | None
     parameters: int | None
 
@@ -157,14 +160,12 @@ class _Pool:
         Of several seeds each must have the same folds: those with the most folds are taken.
         """
         shared = set.intersection(*(set(self.done[name]) for name in names))
-        folds = {one.seed: sum(other.seed == one.seed for other in shared) for one in shared}
-        most = max(folds.values(), default=0)
-        # A seed in progress has the first folds, so seeds of equal number have equal folds; but a
-        # failed run may leave a gap.
-        whole = [seed for seed in sorted(folds) if folds[seed] == most]
-        first = {one.fold for one in shared if whole and one.seed == whole[0]}
-        alike = [s for s in whole if {one.fold for one in shared if one.seed == s} == first]
-        return tuple(sorted(one for one in shared if one.seed in alike))
+        folds: dict[int, set[int | None]] = {}
+        for one in sorted(shared):
+            folds.setdefault(one.seed, set()).add(one.fold)
+        # A seed in progress has fewer than the others, a failed run leaves a gap.
+        most = max(folds.values(), key=len, default=set())
+        return tuple(one for one in sorted(shared) if folds[one.seed] == most)
 
     def answers(self, name: str, repeats: Sequence[Repeat]) -> pd.DataFrame:
         """Return the answers of some repeats, in the order of the files."""
@@ -206,9 +207,15 @@ def _measure_setting(name: str, baseline: str, pool: _Pool, *, planned: int) -> 
         None
         if name == baseline or not shared
         else _differences(pool.drawn(baseline, shared), pool.drawn(name, shared)),
-        sum(one.training_seconds for one in facts) / len(facts) / 60 if facts else None,
+        _mean([one.validation_macro_f1 for one in facts]),
+        _mean([one.training_seconds / 60 for one in facts]),
         facts[0].parameters if facts else None,
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    had = [value for value in values if value is not None]
+    return sum(had) / len(had) if had else None
 
 
 def _measure_levels(study: Study, pool: _Pool) -> Iterable[LevelFigures]:

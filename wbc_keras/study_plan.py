@@ -31,11 +31,13 @@ _OWN_KEYS = {
 }
 # A key counts for nothing beside these values of another: two runs that differ in it are one.
 _WITHOUT_EFFECT = {
+    "model.attention_at": ("model.attention", ("none",)),
     "model.reduction_ratio": ("model.attention", ("none",)),
     "model.kernel_size": ("model.attention", ("none", "se")),
     "loss.gamma": ("loss.name", ("cross_entropy",)),
     "loss.cap": ("loss.class_weight", ("none", "balanced", "effective_number")),
     "loss.beta": ("loss.class_weight", ("none", "balanced", "capped")),
+    "loss.weights_after": ("loss.class_weight", ("none",)),
 }
 
 
@@ -200,7 +202,7 @@ def _read_common(
         config = load_config(base, overrides=given).with_source(None)
     except ConfigError as error:
         raise ConfigError(f"{path}: in base and set: {error}") from error
-    return as_overrides({**dataclasses.asdict(config), "name": file.name})
+    return as_overrides(dataclasses.asdict(config))
 
 
 def _read_list(file: _StudyFile, faults: list[str]) -> list[_Choice]:
@@ -284,7 +286,7 @@ def _components(settings: Sequence[Setting]) -> dict[str, tuple[str, ...]]:
 
 
 def _frame_faults(file: _StudyFile) -> list[str]:
-    faults = []
+    faults = _name_faults(file.name, "name")
     if bool(file.settings) == bool(file.grid):
         had = "both" if file.settings else "neither"
         faults.append(f"settings or grid: expected one of them. Received: {had}")

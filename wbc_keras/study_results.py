@@ -39,6 +39,8 @@ class Facts:
         scoring_seconds: from the end of the training to the answers; None if it was interrupted.
         parameters: of the network.
         train_cells: training cells of each class.
+        validation_macro_f1: of the epoch that was kept, on the validation cells, by which a setting
+            may be chosen; None in results older than this.
     """
 
     epochs: int
@@ -46,6 +48,7 @@ class Facts:
     scoring_seconds: float | None
     parameters: int
     train_cells: Mapping[str, int]
+    validation_macro_f1: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,7 @@ def write_result(
         scoring_seconds=scoring_seconds,
         parameters=parameters,
         train_cells={name: int(train.get(name, 0)) for name in run.class_names},
+        validation_macro_f1=round(float(history["val_macro_f1"].max()), 6),
     )
     answers = _read_answers(run, splits)
     json_path, csv_path = _paths(folder, cell)
@@ -127,7 +131,7 @@ def _read_result(folder: Path, cell: Cell) -> Result | None:
         kept = about["config"]
         if "error" in about:
             return Result(cell, None, str(about["error"]), None)
-        facts = Facts(**{name: about[name] for name in Facts.__dataclass_fields__})
+        facts = Facts(**{name: about[name] for name in Facts.__dataclass_fields__ if name in about})
         answers = pd.read_csv(
             csv_path, dtype=dict.fromkeys(_COLUMNS, str), keep_default_na=False, compression="gzip"
         )

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_TIME_TO_END = 60  # seconds
+
 RUNS = "runs"
 # Of a run that was scored: large, and of no use to the study.
 _HEAVY = ("model.keras", "novelty.npz")
@@ -57,8 +59,9 @@ def in_own_process(work: Callable[..., T], *arguments: Any, log: Path | None = N
         raise RunError(_describe_end(child.exitcode)) from None
     finally:
         # After an answer it is ending by itself; after Ctrl-C here it might go on for hours.
-        if sys.exc_info()[0] is not None:
-            child.kill()
+        if sys.exc_info()[0] is None:
+            child.join(_TIME_TO_END)
+        child.kill()
         child.join()
         receiver.close()
     if not done:
@@ -133,25 +136,30 @@ def check_cells(cells: Sequence[Cell], folder: Path) -> tuple[list[str], list[st
         if key not in plans:
             try:
                 plan = plans[key] = plan_data(config)
-                faults += _lacking(plan, cell)
+                faults += _fold_faults(plan, cell)
                 notes |= dict.fromkeys(plan.notes)
             except WbcError as error:
                 plans[key] = None
-                faults.append(f"{cell.name}: {error}")
+                faults.append(str(error))
         if (planned := plans[key]) is not None and cell.setting not in checked:
             checked.add(cell.setting)
             faults += _network_faults(cell, planned, folder)
     return list(dict.fromkeys(faults)), list(notes)
 
 
-def _lacking(plan: DataPlan, cell: Cell) -> list[str]:
-    """Name the classes that a repeat does not train or does not test."""
+def _fold_faults(plan: DataPlan, cell: Cell) -> list[str]:
+    """Name the classes that a repeat does not train or does not test, and folds that are none."""
+    fold = cell.config.split.fold
+    if fold is not None and (plan.manifest.table["split"] != "").any():
+        return [
+            "folds: the data has a split column, which is obeyed, so that all folds would test the "
+            "same cells; leave folds out, or drop the column"
+        ]
     labels = plan.manifest.table["label"]
     lacking = {
         split: sorted(set(plan.class_names) - set(labels[plan.assignment == split]))
         for split in ("train", "test")
     }
-    fold = cell.config.split.fold
     where = "the split" if fold is None else f"fold {fold}"
     return [
         f"{where} has no {split} cell of {', '.join(names)}; ask for fewer folds, leave the class "
