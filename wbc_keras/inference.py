@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from wbc_keras.cells import crop_cells
@@ -14,7 +15,7 @@ from wbc_keras.decisions import Decisions
 from wbc_keras.headers import MAX_PIXELS
 from wbc_keras.intake import take_in
 from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
-from wbc_keras.novelty import Novelty
+from wbc_keras.novelty import NEIGHBOURS, Novelty
 from wbc_keras.overlays import activation_maps, draw_overlays, lay_in_frame
 
 Outputs = dict[str, tf.Tensor]
@@ -199,23 +200,46 @@ class NoveltyScore(tf.Module):
             tf.Variable(values, trainable=False, dtype=tf.float32)
             for values in (novelty.means, novelty.axes, novelty.variances, novelty.rest)
         )
-        self._known = tf.Variable(novelty.mahalanobis, trainable=False, dtype=tf.float32)
+        self._references = tf.Variable(novelty.references, trainable=False, dtype=tf.float32)
+        self._known, self._farther = (
+            tf.Variable(values, trainable=False, dtype=tf.float32)
+            for values in (np.sort(novelty.known.T), novelty.farther_known)
+        )
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
-        """Return the share of validation cells that each cell is farther than."""
-        rows, means, axes, variances, rest = (
+        """Return the share of validation cells that are less foreign than each cell."""
+        rows = tf.cast(features, tf.float64)
+        distances = (self._to_classes(rows), self._to_neighbours(rows))
+        shares = [
+            _share_below(self._known[place], distance) for place, distance in enumerate(distances)
+        ]
+        return tf.cast(_share_below(self._farther, tf.maximum(*shares)), tf.float32)
+
+    def _to_classes(self, rows: tf.Tensor) -> tf.Tensor:
+        means, axes, variances, rest = (
             tf.cast(values, tf.float64)
-            for values in (features, self._means, self._axes, self._variances, self._rest)
+            for values in (self._means, self._axes, self._variances, self._rest)
         )
         along = (rows @ axes)[:, tf.newaxis] - means @ axes
         across = tf.reduce_sum((rows[:, tf.newaxis] - means) ** 2, axis=2)
         across = tf.maximum(across - tf.reduce_sum(along**2, axis=2), 0.0)
         squares = tf.reduce_sum(along**2 / variances, axis=2) + across / rest
-        distances = tf.cast(tf.sqrt(tf.reduce_min(squares, axis=1)), tf.float32)
-        below, up_to = (
-            tf.searchsorted(self._known, distances, side=side) for side in ("left", "right")
-        )
-        return tf.cast(below + up_to, tf.float32) / (2.0 * self._known.shape[0])
+        return tf.sqrt(tf.reduce_min(squares, axis=1))
+
+    def _to_neighbours(self, rows: tf.Tensor) -> tf.Tensor:
+        references = tf.cast(self._references, tf.float64)
+        unit = rows / tf.maximum(tf.norm(rows, axis=1, keepdims=True), 1e-12)
+        lengths = tf.reduce_sum(references**2, axis=1)
+        squares = 1.0 - 2.0 * tf.matmul(unit, references, transpose_b=True) + lengths
+        nearest = tf.math.top_k(-squares, k=min(NEIGHBOURS, references.shape[0])).values
+        return tf.sqrt(tf.maximum(-nearest[:, -1], 0.0))
+
+
+def _share_below(known: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Return the share of the rising ``known`` below each value, a tie counting half."""
+    values = tf.cast(values, tf.float32)  # as the known ones are kept: a cell is as far as itself
+    below, up_to = (tf.searchsorted(known, values, side=side) for side in ("left", "right"))
+    return tf.cast(below + up_to, tf.float64) / (2.0 * known.shape[0])
 
 
 def _make_locator(roi: RoiConfig) -> Any:
