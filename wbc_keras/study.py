@@ -41,7 +41,7 @@ def _action(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output) if arguments.output else Path("artifacts") / study.name
     if arguments.dry_run:
         plan_study(study, folder)
-        print("dry run: everything is in place, nothing was trained, nothing was written")
+        print("dry run: everything is in place, nothing was trained, no folder was written")
         return
     figures = run_study(study, output=folder, resume=arguments.resume)
     _print_outcome(folder, figures)
