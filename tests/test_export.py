@@ -364,6 +364,9 @@ def test_numbers_that_are_none(option, capsys):
 class Foreign(keras.layers.Layer):
     """A layer that no file of ours may bring along."""
 
+    def call(self, images):
+        return images
+
 
 @pytest.mark.parametrize("layer", [keras.layers.Lambda(lambda x: x * 2), Foreign()])
 def test_model_file_that_would_run_code_is_refused(run_copy, layer, tmp_path, capsys):

@@ -239,7 +239,7 @@ def _split(model: keras.Model, image_size: tuple[int, int]) -> tuple[Any, Any]:
     lower = keras.Model(model.input, features)
     upper = keras.Model(features, [pooled, model.output])
     cells = tf.TensorSpec([None, *image_size, 3], tf.uint8)
-    maps = tf.TensorSpec([None, *features.shape[1:]], lower.compute_dtype)
+    maps = tf.TensorSpec([None, *features.shape[1:]], features.dtype)
 
     @tf.function(input_signature=[cells])
     def look(images: tf.Tensor) -> tf.Tensor:
