@@ -225,6 +225,8 @@ def test_bfloat16_networks_are_served_and_explained(encoded):
     model = build_classifier(
         ModelConfig(backbone="mobilenetv2", weights="none"), num_classes=2, image_size=(48, 48)
     )
+    # The network keeps its own; what is made of it does not ask.
+    keras.config.set_dtype_policy("float32")
     classifier = CellClassifier(model, class_names=["a", "b"], roi=RoiConfig(), image_size=(48, 48))
     out = classifier.explain(tf.constant(encoded[:2]))
     assert out["probabilities"].dtype == out["heatmap"].dtype == tf.float32
