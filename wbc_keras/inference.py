@@ -205,10 +205,15 @@ class NoveltyScore(tf.Module):
             tf.Variable(values, trainable=False, dtype=tf.float32)
             for values in (novelty.means, novelty.axes, novelty.variances, novelty.rest)
         )
-        self._references = tf.Variable(novelty.references, trainable=False, dtype=tf.float32)
-        self._known, self._farther = (
+        references = novelty.references.astype(np.float32)
+        self._references, self._lengths, self._known, self._farther = (
             tf.Variable(values, trainable=False, dtype=tf.float32)
-            for values in (np.sort(novelty.known.T), novelty.farther_known)
+            for values in (
+                references,
+                np.sum(references**2, axis=1),
+                np.sort(novelty.known.T),
+                novelty.farther_known,
+            )
         )
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
@@ -232,11 +237,11 @@ class NoveltyScore(tf.Module):
         return tf.sqrt(tf.reduce_min(squares, axis=1))
 
     def _to_neighbours(self, rows: tf.Tensor) -> tf.Tensor:
-        references = tf.cast(self._references, tf.float64)
-        unit = rows / tf.maximum(tf.norm(rows, axis=1, keepdims=True), 1e-12)
-        lengths = tf.reduce_sum(references**2, axis=1)
-        squares = 1.0 - 2.0 * tf.matmul(unit, references, transpose_b=True) + lengths
-        nearest = tf.math.top_k(-squares, k=min(NEIGHBOURS, references.shape[0])).values
+        # In 32 bits: a million references' values in 64 would take most of a picture's time.
+        unit = tf.cast(rows / tf.maximum(tf.norm(rows, axis=1, keepdims=True), 1e-12), tf.float32)
+        products = tf.matmul(unit, self._references, transpose_b=True)
+        squares = 1.0 - 2.0 * products + self._lengths
+        nearest = tf.math.top_k(-squares, k=min(NEIGHBOURS, squares.shape[1])).values
         return tf.sqrt(tf.maximum(-nearest[:, -1], 0.0))
 
 
