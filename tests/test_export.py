@@ -16,8 +16,8 @@ import tensorflow as tf
 from wbc_keras.cells import load_cells
 from wbc_keras.decisions import read_decisions
 from wbc_keras.export import main
+from wbc_keras.networks import load_model
 from wbc_keras.predictions import class_columns, read_predictions
-from wbc_keras.predictor import load_model
 from wbc_keras.runs import open_run
 
 # Run with -I in a folder elsewhere: no code of ours and no Keras can be imported.

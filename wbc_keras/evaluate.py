@@ -158,7 +158,7 @@ def predict_cells(run: runs.Run, selection: Selection) -> tuple[Cells, np.ndarra
     They are of the logits divided by the run's temperature.
     """
     from wbc_keras.decisions import read_decisions
-    from wbc_keras.predictor import ask, load_network
+    from wbc_keras.networks import ask, load_network
 
     cells = _prepare(run, selection).take(selection.manifest.table["file"])
     logits = ask(load_network(run), cells).logits
@@ -244,9 +244,9 @@ def _ask(run: runs.Run, selection: Selection) -> _Answers:
     import numpy as np
 
     from wbc_keras.decisions import read_decisions
+    from wbc_keras.networks import ask, load_network
     from wbc_keras.novelty import read_novelty
     from wbc_keras.novelty_report import describe_foreign, describe_novelty
-    from wbc_keras.predictor import ask, load_network
 
     decisions, novelty = read_decisions(run.folder), read_novelty(run.folder)
     if decisions is None:

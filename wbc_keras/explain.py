@@ -94,7 +94,7 @@ def explain(
     load_tensorflow()
     from wbc_keras.evaluate import predict_cells
     from wbc_keras.gradcam import Heatmaps
-    from wbc_keras.predictor import load_model
+    from wbc_keras.networks import load_model
 
     cells, own = predict_cells(opened, selection)
     probabilities = selection.merge(own)

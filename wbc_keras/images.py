@@ -77,7 +77,11 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
         BadImage: missing, unreadable, damaged, truncated, other than its header says, less than 2
             pixels high or wide, or refused by `read_header`.
     """
-    encoded = _read_file(path)
+    return decode_picture(path, read_file(path))
+
+
+def decode_picture(path: str | Path, encoded: bytes) -> npt.NDArray[np.uint8]:
+    """Decode what was read from ``path``, which names it in errors, as `read_image` does."""
     header = _header_of(path, encoded)
     image = (
         _decode_jpeg_or_png(encoded)
@@ -108,10 +112,14 @@ def read_bytes(path: str | Path) -> bytes:
         BadImage: missing, unreadable, refused by `read_header`, or a TIFF or BMP that cannot be
             decoded.
     """
-    encoded = _read_file(path)
+    return as_jpeg_or_png(path, read_file(path))
+
+
+def as_jpeg_or_png(path: str | Path, encoded: bytes) -> bytes:
+    """Return what was read from ``path``, which names it in errors, as `read_bytes` does."""
     if _header_of(path, encoded).kind in _DECODED_BY_TENSORFLOW:
         return encoded
-    image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+    image = cv2.cvtColor(decode_picture(path, encoded), cv2.COLOR_RGB2BGR)
     # Not compressed: it is decoded at once, and packing would take longer than all the rest.
     _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     return bytes(png.tobytes())
@@ -158,7 +166,7 @@ def check_image(path: str | Path) -> BadImage | None:
     return None
 
 
-def _read_file(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """Return a file's bytes, or raise BadImage.
 
     Never `cv2.imread`: it fails on names outside the system's code page.
