@@ -121,6 +121,7 @@ def make_run(folder: Path) -> Run:
     model.save(folder / "model.keras")
     (folder / "config.yaml").write_text(
         "data: {image_size: [96, 96]}\nmodel: {backbone: efficientnetb0, weights: none}\n"
+        "train: {head_epochs: 0, freeze_batch_norm: false}\n"
     )
     runs.write_json(folder / "classes.json", {"classes": [f"class {i}" for i in range(8)]})
     return runs.open_run(folder)
