@@ -21,13 +21,14 @@ LAYERS = (
     "metrics balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "record report_tables summary checklists gallery",
+    "record report_tables summary checklists gallery model_folder",
     # 1: TensorFlow and Keras parts
-    "images stain localize intake cells prepared augment pipeline layers losses backbones engines",
+    "images stain localize intake warmup cells prepared augment pipeline layers losses backbones "
+    "engines",
     # 2: assembly
     "classifier fitting networks formats overlays inference predictor archive gradcam plots "
     "screening_plots screening_report novelty_report second_look_report faithfulness "
-    "faithfulness_plots report_page model_card",
+    "faithfulness_plots report_page model_card provenance",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",
 )

@@ -13,7 +13,7 @@ from wbc_keras.config import RoiConfig
 from wbc_keras.decisions import Decisions
 from wbc_keras.headers import MAX_PIXELS
 from wbc_keras.intake import take_in
-from wbc_keras.localize import crop, locate, make_thumbnail
+from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
 from wbc_keras.novelty import Novelty
 from wbc_keras.overlays import activation_maps, draw_overlays, lay_in_frame
 
@@ -22,6 +22,7 @@ Outputs = dict[str, tf.Tensor]
 _BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
 _CLASSES = tf.TensorSpec([None], tf.int32, name="class_index")
+_CHOSEN = -1  # instead of a class: the one that the model has chosen
 
 
 class CellClassifier(tf.Module):
@@ -57,13 +58,23 @@ class CellClassifier(tf.Module):
         super().__init__(name="cell_classifier")
         # The variables themselves: tf.Module saves what it finds, and Keras wraps its own.
         self.weights = [variable.value for variable in model.variables]
+        self.decisions, self.novelty = decisions, novelty
         self._class_names = list(class_names)
-        self._roi = roi
         self._image_size = image_size
-        self._decisions = decisions
-        self._novelty = NoveltyScore(novelty) if novelty else None
+        self._score = NoveltyScore(novelty) if novelty else None
         self._max_pixels = max_pixels
         self._look, self._answer = _split(model, image_size)
+        self._locate = _make_locator(roi)
+
+    def signatures(self) -> dict[str, Any]:
+        """Return what a SavedModel of this is asked by."""
+        return {
+            "serving_default": self.serve,
+            "images": self.serve_images,
+            "explain": self.explain,
+            "explain_class": self.explain_class,
+            "explain_rest": self.explain_rest,
+        }
 
     @tf.function(input_signature=[_BYTES])
     def serve(self, image_bytes: tf.Tensor) -> Outputs:
@@ -75,12 +86,10 @@ class CellClassifier(tf.Module):
     @tf.function(input_signature=[_IMAGES])
     def serve_images(self, images: tf.Tensor) -> Outputs:
         """Classify decoded pictures, uint8 ``(batch, height, width, 3)``, RGB, all of one size."""
-        thumbnails = tf.map_fn(
-            make_thumbnail, images, fn_output_signature=tf.TensorSpec([96, 96, 3], tf.float32)
-        )
-        boxes = self._locate(
-            thumbnails, tf.tile(tf.shape(images)[1:3][tf.newaxis], [tf.shape(images)[0], 1])
-        )
+        thumbnail = tf.TensorSpec([THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3], tf.float32)
+        thumbnails = tf.map_fn(make_thumbnail, images, fn_output_signature=thumbnail)
+        count, size = tf.shape(images)[0], tf.shape(images)[1:3]
+        boxes = self._locate(thumbnails, tf.tile(size[tf.newaxis], [count, 1]))
         cells = tf.map_fn(
             lambda pair: crop(*pair, image_size=self._image_size),
             (images, boxes),
@@ -91,7 +100,7 @@ class CellClassifier(tf.Module):
     @tf.function(input_signature=[_BYTES])
     def explain(self, image_bytes: tf.Tensor) -> Outputs:
         """Classify, and show what speaks for the class that was chosen, see `explain_class`."""
-        return self._explain(image_bytes, None)
+        return self._explain(image_bytes, tf.fill(tf.shape(image_bytes), _CHOSEN))
 
     @tf.function(input_signature=[_BYTES, _CLASSES])
     def explain_class(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Outputs:
@@ -100,9 +109,20 @@ class CellClassifier(tf.Module):
         Returns:
             what `serve` gives, ``heatmap`` float32 ``(batch, height, width)``, 0 to 1, see
             `overlays.lay_in_frame`, and ``overlay_png`` string ``(batch,)``, encoded PNGs of the
-            pictures' own sizes. All frames together may not hold more than ``max_pixels``.
+            pictures' own sizes. All heatmaps together may not hold more than ``max_pixels``.
         """
-        return self._explain(image_bytes, class_index)
+        return self._explain(image_bytes, self._check(image_bytes, class_index, lowest=0))
+
+    @tf.function(input_signature=[_BYTES, _CLASSES])
+    def explain_rest(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Outputs:
+        """Do the same for JSON: ``overlay_png_bytes``, and a class of -1 for the one chosen.
+
+        Over REST TensorFlow Serving sends as base64 what is named ``_bytes``; all other strings
+        must be text.
+        """
+        classes = self._check(image_bytes, class_index, lowest=_CHOSEN)
+        outputs = dict(self._explain(image_bytes, classes))
+        return {"overlay_png_bytes": outputs.pop("overlay_png")} | outputs
 
     def decide(self, images: tf.Tensor) -> Outputs:
         """Return what the network says of cropped cells, uint8 ``(batch, *image_size, 3)``.
@@ -112,7 +132,7 @@ class CellClassifier(tf.Module):
         return self._decide(*self._answer(self._look(images)))
 
     def _decide(self, pooled: tf.Tensor, logits: tf.Tensor) -> Outputs:
-        temperature = self._decisions.temperature if self._decisions else 1.0
+        temperature = self.decisions.temperature if self.decisions else 1.0
         probabilities = tf.nn.softmax(tf.cast(logits, tf.float32) / temperature)
         confidence = tf.reduce_max(probabilities, axis=1)
         outputs = {
@@ -120,10 +140,10 @@ class CellClassifier(tf.Module):
             "class_index": tf.argmax(probabilities, axis=1, output_type=tf.int32),
             "confidence": confidence,
         }
-        if self._decisions and self._decisions.accept_threshold is not None:
-            outputs["accepted"] = confidence >= self._decisions.accept_threshold
-        if self._novelty:
-            outputs["novelty"] = self._novelty(pooled)
+        if self.decisions and self.decisions.accept_threshold is not None:
+            outputs["accepted"] = confidence >= self.decisions.accept_threshold
+        if self._score:
+            outputs["novelty"] = self._score(pooled)
         return outputs
 
     def _with_label(self, outputs: Outputs) -> Outputs:
@@ -136,15 +156,13 @@ class CellClassifier(tf.Module):
         image_bytes, thumbnails, sizes = take_in(image_bytes, max_pixels=self._max_pixels)
         return image_bytes, self._locate(thumbnails, sizes), sizes
 
-    def _locate(self, thumbnails: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
-        return locate(thumbnails, sizes, mode=self._roi.mode, margin=self._roi.margin).boxes
-
-    def _explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor | None) -> Outputs:
+    @tf.function(input_signature=[_BYTES, _CLASSES])
+    def _explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Outputs:
         image_bytes, boxes, sizes = self._find(image_bytes)
         images = crop_cells(image_bytes, boxes, image_size=self._image_size)
         features = self._look(images)
         outputs = self._decide(*self._answer(features))
-        classes = outputs["class_index"] if class_index is None else self._check(class_index, sizes)
+        classes = tf.where(class_index == _CHOSEN, outputs["class_index"], class_index)
         with tf.control_dependencies([self._check_room(sizes)]):
             maps = activation_maps(lambda one: self._answer(one)[1], features, classes)
         heatmaps = lay_in_frame(maps, boxes, sizes)
@@ -154,12 +172,12 @@ class CellClassifier(tf.Module):
             "overlay_png": draw_overlays(image_bytes, heatmaps, sizes),
         }
 
-    def _check(self, class_index: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
-        count = len(self._class_names)
-        is_class = (class_index >= 0) & (class_index < count)
-        fits = tf.size(class_index) == tf.shape(sizes)[0]
-        message = f"class_index: expected one of 0 to {count - 1} for each picture. Received:"
-        sound = tf.debugging.Assert(fits & tf.reduce_all(is_class), [message, class_index])
+    def _check(self, image_bytes: tf.Tensor, class_index: tf.Tensor, *, lowest: int) -> tf.Tensor:
+        highest = len(self._class_names) - 1
+        are_classes = tf.reduce_all((class_index >= lowest) & (class_index <= highest))
+        fits = tf.size(class_index) == tf.size(image_bytes)
+        message = f"class_index: expected {lowest} to {highest} for each picture. Received:"
+        sound = tf.debugging.Assert(fits & are_classes, [message, class_index], summarize=-1)
         with tf.control_dependencies([sound]):
             return tf.identity(class_index)
 
@@ -178,23 +196,37 @@ class NoveltyScore(tf.Module):
         super().__init__(name="novelty")
         # Variables, as constants would stand in every signature's graph anew.
         self._means, self._axes, self._variances, self._rest = (
-            tf.Variable(values, trainable=False, dtype=tf.float64)
+            tf.Variable(values, trainable=False, dtype=tf.float32)
             for values in (novelty.means, novelty.axes, novelty.variances, novelty.rest)
         )
         self._known = tf.Variable(novelty.mahalanobis, trainable=False, dtype=tf.float32)
 
     def __call__(self, features: tf.Tensor) -> tf.Tensor:
         """Return the share of validation cells that each cell is farther than."""
-        rows = tf.cast(features, tf.float64)
-        along = (rows @ self._axes)[:, tf.newaxis] - self._means @ self._axes
-        across = tf.reduce_sum((rows[:, tf.newaxis] - self._means) ** 2, axis=2)
+        rows, means, axes, variances, rest = (
+            tf.cast(values, tf.float64)
+            for values in (features, self._means, self._axes, self._variances, self._rest)
+        )
+        along = (rows @ axes)[:, tf.newaxis] - means @ axes
+        across = tf.reduce_sum((rows[:, tf.newaxis] - means) ** 2, axis=2)
         across = tf.maximum(across - tf.reduce_sum(along**2, axis=2), 0.0)
-        squares = tf.reduce_sum(along**2 / self._variances, axis=2) + across / self._rest
+        squares = tf.reduce_sum(along**2 / variances, axis=2) + across / rest
         distances = tf.cast(tf.sqrt(tf.reduce_min(squares, axis=1)), tf.float32)
         below, up_to = (
             tf.searchsorted(self._known, distances, side=side) for side in ("left", "right")
         )
         return tf.cast(below + up_to, tf.float32) / (2.0 * self._known.shape[0])
+
+
+def _make_locator(roi: RoiConfig) -> Any:
+    """Return the cell finder as a function of its own, from thumbnails and sizes to boxes."""
+    thumbnails = tf.TensorSpec([None, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3], tf.float32)
+
+    @tf.function(input_signature=[thumbnails, tf.TensorSpec([None, 2], tf.int32)])
+    def find(thumbnails: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
+        return locate(thumbnails, sizes, mode=roi.mode, margin=roi.margin).boxes
+
+    return find
 
 
 def _split(model: keras.Model, image_size: tuple[int, int]) -> tuple[Any, Any]:

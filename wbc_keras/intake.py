@@ -62,7 +62,9 @@ def take_in(image_bytes: tf.Tensor, *, max_pixels: int) -> tuple[tf.Tensor, tf.T
         ["image_bytes[", tf.strings.as_string(bad), "] ", tf.gather(faults, bad)]
     )
     message = tf.strings.reduce_join(named, separator="; ")
-    with tf.control_dependencies([tf.debugging.Assert(tf.size(bad) == 0, [message])]):
+    are_good = tf.debugging.Assert(tf.size(bad) == 0, [message])
+    are_some = tf.debugging.Assert(count > 0, ["image_bytes holds no picture"])
+    with tf.control_dependencies([are_good, are_some]):
         return tf.identity(image_bytes), tf.identity(thumbnails[:-1]), tf.identity(sizes[:-1])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from wbc_keras.images import decode
@@ -82,7 +83,7 @@ def draw_overlays(image_bytes: tf.Tensor, heatmaps: tf.Tensor, sizes: tf.Tensor)
     """
     from matplotlib import colormaps
 
-    colors = tf.constant(colormaps["viridis"].colors, tf.float32) * 255.0
+    colors = tf.constant(255.0 * colormaps["viridis"](np.arange(256))[:, :3], tf.float32)
 
     def draw(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
         encoded, heatmap, size = row

@@ -65,7 +65,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     older = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        make_readable(temporary)
         if folder.exists():
             os.replace(folder, older)
         try:
@@ -77,6 +77,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def make_readable(folder: Path) -> None:
+    """Give a temporary folder, which is private, the rights of any folder of the user."""
+    folder.chmod(0o777 & ~_umask())
 
 
 def _clear_killed(folder: Path) -> None:
