@@ -15,8 +15,9 @@ from wbc_keras.cells import load_cells
 from wbc_keras.config import RoiConfig
 from wbc_keras.decisions import Decisions, read_decisions
 from wbc_keras.inference import CellClassifier
+from wbc_keras.networks import ask, load_model, load_network
 from wbc_keras.novelty import fit_novelty, read_novelty
-from wbc_keras.predictor import ask, load_classifier, load_model, load_network
+from wbc_keras.predictor import load_classifier
 from wbc_keras.runs import open_run
 
 
@@ -174,10 +175,11 @@ def test_heatmaps_are_tf_keras_vis_own_in_the_pictures_frame(run, classifier, ce
 
 
 def crops(run, encoded):
-    from wbc_keras.cells import crop_cells, find_cells
+    from wbc_keras.cells import crop_encoded
 
-    boxes = find_cells(tf.constant(encoded), roi=run.config.roi)[0].boxes
-    return crop_cells(tf.constant(encoded), boxes, image_size=run.config.data.image_size).numpy()
+    size = run.config.data.image_size
+    names = [str(place) for place in range(len(encoded))]
+    return crop_encoded(names, encoded, roi=run.config.roi, image_size=size).cells.images
 
 
 def test_explain_takes_the_class_that_was_chosen(run, classifier, encoded, answers):

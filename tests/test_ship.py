@@ -97,7 +97,7 @@ def test_unknown_name_lists_those_known(shipped):
 def test_a_folder_of_that_name_goes_before_the_shipped_model(shipped, tmp_path, monkeypatch):
     (tmp_path / "drawn").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert runs.find_model("drawn").resolve() == tmp_path / "drawn"
+    assert runs.find_folder("drawn").resolve() == tmp_path / "drawn"
 
 
 def test_taken_name_is_refused_and_nothing_is_lost(shipped, trained_run):

@@ -178,7 +178,7 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 def _find_file(weights: str) -> Path:
     """Return the file that ``model.weights`` names; a run folder stands for its model."""
-    path = runs.find_model(weights)
+    path = runs.find_folder(weights)
     if path.is_dir():
         path = path / "model.keras"
     if not path.is_file():

@@ -19,8 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("export", "Export a trained run as a SavedModel for TensorFlow Serving.")
     parser.add_argument("--run", required=True, help="run folder")
-    parser.add_argument("--output", help="model folder (default: RUN/saved_model)")
-    parser.add_argument("--format", choices=["saved_model"], default="saved_model", help="form")
+    parser.add_argument("--output", help="folder (default: RUN/<format>)")
+    parser.add_argument(
+        "--format",
+        choices=["saved_model", "onnx", "openvino", "litert", "keras"],
+        default="saved_model",
+        help="saved_model takes encoded pictures, the others cropped cells (docs/formats.md)",
+    )
     parser.add_argument(
         "--max-pixels",
         type=_positive,
@@ -47,6 +52,13 @@ def _action(arguments: argparse.Namespace) -> None:
     if arguments.rollback:
         config = rollback(arguments.run, arguments.rollback, output=arguments.output)
         print(f"served from now on: version {arguments.rollback}  {config}")
+        return
+    if arguments.format != "saved_model":
+        load_tensorflow()
+        from wbc_keras.formats import export_format
+
+        folder = export_format(arguments.run, arguments.format, output=arguments.output)
+        print(f"{arguments.format}  {folder}")
         return
     version = export(arguments.run, output=arguments.output, max_pixels=arguments.max_pixels)
     print(f"SavedModel  {version}")

@@ -82,7 +82,12 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
         BadImage: missing, unreadable, damaged, truncated, other than its header says, less than 2
             pixels high or wide, or refused by `read_header`.
     """
-    encoded, header = _read_sound(path)
+    return decode_picture(path, read_file(path))
+
+
+def decode_picture(path: str | Path, encoded: bytes) -> npt.NDArray[np.uint8]:
+    """Decode what was read from ``path``, which names it in errors, as `read_image` does."""
+    header = _sound_header(path, encoded)
     image = (
         _decode_jpeg_or_png(encoded)
         if header.kind in _DECODED_BY_TENSORFLOW
@@ -112,10 +117,14 @@ def read_bytes(path: str | Path) -> bytes:
         BadImage: missing, unreadable, refused by `read_header`, a damaged JPEG, or a TIFF or BMP
             that cannot be decoded.
     """
-    encoded, header = _read_sound(path)
-    if header.kind in _DECODED_BY_TENSORFLOW:
+    return as_jpeg_or_png(path, read_file(path))
+
+
+def as_jpeg_or_png(path: str | Path, encoded: bytes) -> bytes:
+    """Return what was read from ``path``, which names it in errors, as `read_bytes` does."""
+    if _sound_header(path, encoded).kind in _DECODED_BY_TENSORFLOW:
         return encoded
-    image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+    image = cv2.cvtColor(decode_picture(path, encoded), cv2.COLOR_RGB2BGR)
     # Not compressed: it is decoded at once, and packing would take longer than all the rest.
     _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     return bytes(png.tobytes())
@@ -162,7 +171,7 @@ def check_image(path: str | Path) -> BadImage | None:
     return None
 
 
-def _read_file(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """Return a file's bytes, or raise BadImage.
 
     Never `cv2.imread`: it fails on names outside the system's code page.
@@ -175,9 +184,8 @@ def _read_file(path: str | Path) -> bytes:
         raise BadImage(path, f"cannot be read ({error.strerror})") from error
 
 
-def _read_sound(path: str | Path) -> tuple[bytes, Header]:
-    """Return a file's bytes and header, or raise BadImage; a JPEG's data are looked through."""
-    encoded = _read_file(path)
+def _sound_header(path: str | Path, encoded: bytes) -> Header:
+    """Return the header of what was read, or raise BadImage; a JPEG's data are looked through."""
     try:
         header = read_header(encoded)
     except HeaderError as error:
@@ -188,7 +196,7 @@ def _read_sound(path: str | Path) -> tuple[bytes, Header]:
             f"the JPEG data are damaged or truncated ({damage}); copy the file again, or save it "
             "anew if it looks whole",
         )
-    return encoded, header
+    return header
 
 
 def _find_jpeg_damage(encoded: bytes) -> str:

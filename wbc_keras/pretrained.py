@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from wbc_keras.predictor import load_model
+from wbc_keras.networks import load_model
 from wbc_keras.runs import open_run
 
 

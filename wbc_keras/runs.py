@@ -188,7 +188,7 @@ class Run:
         return self.folder / "splits.csv"
 
 
-def find_model(name: str | Path) -> Path:
+def find_folder(name: str | Path) -> Path:
     """Return the folder that ``name`` means: a path, or else the model shipped under this name."""
     path = Path(name).expanduser()
     shipped = SHIPPED / path
@@ -217,7 +217,7 @@ def open_run(folder: str | Path, *, needs_model: bool = True) -> Run:
     Raises:
         RunError: it is not a run folder, or training has not written a model yet.
     """
-    folder = find_model(folder)
+    folder = find_folder(folder)
     if not folder.is_dir():
         raise RunError(
             f"{folder}: no such run folder; give the folder that train wrote (--run){say_shipped()}"

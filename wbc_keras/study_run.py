@@ -197,7 +197,7 @@ def train_and_score(cell: Cell, folder: Path, keep_model: bool) -> None:
         keep_model: whether its model stays.
     """
     from wbc_keras.evaluate import evaluate
-    from wbc_keras.predictor import load_model
+    from wbc_keras.networks import load_model
     from wbc_keras.study_results import write_result
     from wbc_keras.train import train
 

@@ -251,8 +251,8 @@ def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool
 def _decide(run: runs.Run, plan: DataPlan) -> None:
     """Fit what surrounds the best model: temperature, thresholds, novelty; and keep it."""
     from wbc_keras.decisions import fit_decisions, write_decisions
+    from wbc_keras.networks import ask, load_network
     from wbc_keras.novelty import FIT_CELLS, fit_novelty, write_novelty
-    from wbc_keras.predictor import ask, load_network
 
     network = load_network(run)
     train, validation = plan.load("train", at_most=FIT_CELLS), plan.load("validation")
