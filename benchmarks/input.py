@@ -309,7 +309,7 @@ def measure_waiting(data: Path) -> float:
 
     settings = ModelConfig(backbone="efficientnetb0", weights="none")
     model = build_classifier(settings, num_classes=8, image_size=SIZE)
-    model.compile(keras.optimizers.AdamW(1e-4), build_loss(LossConfig(), num_classes=8))
+    model.compile(keras.optimizers.AdamW(1e-4), build_loss(LossConfig(), [1] * 8))
     batches = iter(make_batches(data, augmented=True))
     for _ in range(5):
         model.train_on_batch(*next(batches))

@@ -147,7 +147,7 @@ def build_model(config: Config, classes: int) -> keras.Model:
     model = build_classifier(config.model, num_classes=classes, image_size=config.data.image_size)
     model.compile(
         keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay),
-        build_loss(config.loss, num_classes=classes),
+        build_loss(config.loss, [1] * classes),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(classes)],
         jit_compile=jit_compile,
         auto_scale_loss=False,

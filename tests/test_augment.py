@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from wbc_keras.augment import CellAugmentation, draw_uniforms
+from wbc_keras.augment import CellAugmentation, draw_uniforms, make_augmentation
 from wbc_keras.config import AugmentConfig
 
 COLUMNS = ("flip", "turn", "rotation", "shift_y", "shift_x", "zoom")
 COLUMNS += ("brightness", "contrast", "hue", "saturation")
+STAINS = ("haematoxylin", "eosin", "dab")
+COLUMNS += (*STAINS, *(f"{stain}_shift" for stain in STAINS))
 OFF = {"flip": False, "quarter_turns": False}
 # Random numbers at which nothing is changed, whatever the strengths.
 NEUTRAL = {"flip": 0.9, "turn": 0.0}
 ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
-DEFAULTS = dataclasses.asdict(AugmentConfig())
+SETTINGS = AugmentConfig(stain=0.05)
+DEFAULTS = {
+    name: value
+    for name, value in dataclasses.asdict(SETTINGS).items()
+    if name not in ("mixup", "cutmix")  # of two cells
+}
 
 
 def uniforms(**given):
@@ -202,9 +209,49 @@ def test_no_saturation_is_grey(mild):
     np.testing.assert_allclose(out.max(axis=-1) - out.min(axis=-1), 0, atol=0.1)
 
 
+# Unit vectors of Ruifrok and Johnston's table 1, to four digits as scikit-image documents them.
+STAIN_OF = {
+    "haematoxylin": [0.6511, 0.7012, 0.2905],
+    "eosin": [0.0701, 0.9911, 0.1101],
+    "dab": [0.2696, 0.5692, 0.7789],
+}
+
+
+def picture_of(amounts):
+    """Return 16 pixels of the stains mixed by Beer and Lambert, with white as 255."""
+    density = amounts @ np.array([STAIN_OF[stain] for stain in STAINS])
+    return (256 * np.exp(-density) - 1).reshape(1, 4, 4, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(("uniform", "change"), [(0.0, -0.2), (0.75, 0.1)])
+def test_stain_makes_one_dye_absorb_more_or_less(place, uniform, change):
+    amounts = np.random.default_rng(3).uniform(0.2, 0.6, (16, 3))
+    expected = amounts.copy()
+    expected[:, place] *= 1 + change
+    out = apply(picture_of(amounts), uniforms(**{STAINS[place]: uniform}), stain=0.2)
+    np.testing.assert_allclose(out, picture_of(expected), atol=0.2)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_stain_adds_or_takes_an_even_film_of_dye(place):
+    amounts = np.random.default_rng(3).uniform(0.2, 0.6, (16, 3))
+    expected = amounts.copy()
+    expected[:, place] += 0.1
+    out = apply(picture_of(amounts), uniforms(**{f"{STAINS[place]}_shift": 0.75}), stain=0.2)
+    np.testing.assert_allclose(out, picture_of(expected), atol=0.2)
+
+
 def test_values_stay_between_0_and_255_at_full_strength(images):
     strong = CellAugmentation(
-        rotation=180, shift=0.5, zoom=0.5, brightness=1, contrast=1, hue=180, saturation=1
+        rotation=180,
+        shift=0.5,
+        zoom=0.5,
+        brightness=1,
+        contrast=1,
+        hue=180,
+        saturation=1,
+        stain=0.5,
     )
     for epoch in range(10):
         out = np.asarray(strong(images, draw_uniforms(len(images), seed=0, epoch=epoch)))
@@ -249,7 +296,7 @@ def test_config_round_trip(images, random):
 
 
 def test_settings_are_the_layers_arguments():
-    given = CellAugmentation(**DEFAULTS).get_config()
+    given = make_augmentation(SETTINGS).get_config()
     assert {name: given[name] for name in DEFAULTS} == DEFAULTS
 
 
@@ -257,11 +304,10 @@ def test_settings_are_the_layers_arguments():
 def test_mixed_precision_changes_no_picture(policy):
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
     uniforms = draw_uniforms(3, seed=0, epoch=0)
-    settings = dataclasses.asdict(AugmentConfig())
-    expected = np.asarray(CellAugmentation(**settings)(images, uniforms))
+    expected = np.asarray(make_augmentation(SETTINGS)(images, uniforms))
     keras.config.set_dtype_policy(policy)
     try:
-        changed = np.asarray(CellAugmentation(**settings)(images, uniforms))
+        changed = np.asarray(make_augmentation(SETTINGS)(images, uniforms))
     finally:
         keras.config.set_dtype_policy("float32")
     np.testing.assert_array_equal(changed, expected)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from keras.src.utils import file_utils
 
-from wbc_keras.backbones import BACKBONES, HEAD_LAYERS, check_weights
+from wbc_keras.backbones import BACKBONES, check_weights, is_head
 from wbc_keras.classifier import build_classifier
 from wbc_keras.config import ModelConfig
 from wbc_keras.errors import ConfigError
@@ -99,7 +99,7 @@ def randomise(model):
 
 
 def backbone_features(model, images):
-    following = next(layer for layer in model.layers if layer.name in HEAD_LAYERS)
+    following = next(layer for layer in model.layers if is_head(layer.name))
     return run(keras.Model(model.input, following.input), images)
 
 

@@ -73,6 +73,9 @@ def test_unknown_name_is_one_line_with_the_close_ones():
 def test_entry_is_whole(public):
     for text in (public.what, public.form, public.size, public.licence, public.citation):
         assert text
+    # A size is told by the set's makers, computed, or marked.
+    assert re.search(r"\d [MG]B", public.size)
+    assert "size" in public.unverified or "of pixels" in public.size
     assert re.fullmatch(r"10\.\d{4,}/\S+", public.doi)
     assert public.page.startswith("https://")
     assert (public.download is None) == bool(public.steps)

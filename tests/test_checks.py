@@ -63,6 +63,46 @@ def test_finer_cell_types_are_no_patients(pbc: Path) -> None:
 @pytest.mark.parametrize(
     "groups",
     [
+        ["BAS0", "BAS1", "BAS2", "MON0", "MON1", "MON2"],
+        ["NGS_12", "NGS_13", "NGS", "EBO_1", "EBO_2", "EBO_10"],
+        ["1-basophil", "2-basophil", "2-basophil", "1-monocyte", "2-monocyte", "3-monocyte"],
+        # No cell types, but they lead the names of the files.
+        ["ABA1", "ABA1", "ABA2", "AMO1", "AMO2", "AMO2"],
+    ],
+)
+def test_numbered_class_codes(groups: list[str]) -> None:
+    labels = ["first"] * 3 + ["second"] * 3
+    codes = ["ABA"] * 3 + ["AMO"] * 3
+    rows = [(f"x/{codes[n]}_{n}.png", labels[n], group, "") for n, group in enumerate(groups)]
+    count = len(set(groups))
+    reason = describe_class_codes(make_table(rows))
+    assert reason.startswith(f"group: the {count} groups stand for the 2 classes")
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        ["P001", "P002", "P003", "P004", "P005", "P006"],
+        ["AML12", "AML13", "AML14", "NBM1", "NBM2", "NBM3"],
+        # A patient of a clinic called MON, another of BAS; and numbers alone.
+        ["MON1", "BAS1", "MON2", "MON3", "BAS2", "MON4"],
+        ["001", "002", "003", "004", "005", "006"],
+        # One patient holds both classes.
+        ["BAS0", "BAS1", "MON0", "MON0", "MON1", "MON2"],
+    ],
+)
+def test_numbered_patients_are_no_class_codes(groups: list[str]) -> None:
+    labels = ["basophil"] * 3 + ["monocyte"] * 3
+    for file in ("{n}.png", "{group}_{n}.png"):
+        rows = [
+            (file.format(n=n, group=group), labels[n], group, "") for n, group in enumerate(groups)
+        ]
+        assert describe_class_codes(make_table(rows)) == ""
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
         # Patients of one diagnosis each, numbered or by initials; the same patient twice.
         ["AML_1", "AML_2", "AML_3", "CML_1", "CML_2", "CML_3"],
         ["AB", "CD", "EF", "GH", "IJ", "KL"],

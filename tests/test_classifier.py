@@ -82,6 +82,46 @@ def test_without_attention_only_its_parameters_are_missing():
     assert model.count_params() == backbone + channels * CLASSES + CLASSES
 
 
+def test_squeeze_and_excitation_has_the_channels_kernels_alone():
+    channels, backbone = BACKBONE_FACTS["mobilenetv2"]
+    model = build(attention="se")
+    attention = 2 * channels * (channels // 16)
+    assert model.count_params() == backbone + attention + channels * CLASSES + CLASSES
+    assert model.get_layer("features").input is model.get_layer("se").output
+
+
+# Channels after the stages at 1/4, 1/8 and 1/16, of the papers' tables.
+STAGES = {
+    "resnet50": (256, 512, 1024),
+    "efficientnetb0": (24, 40, 112),
+    "mobilenetv2": (24, 32, 96),
+}
+
+
+@pytest.mark.parametrize("backbone", STAGES)
+def test_attention_at_stages_stands_before_each_halving_in_one_flat_graph(backbone):
+    model = build(backbone=backbone, attention_at="stages")
+    found = [layer for layer in model.layers if layer.name.startswith("after_")]
+    shapes = [tuple(layer.output.shape[1:]) for layer in found]
+    assert shapes == [
+        (SIZE[0] // step, SIZE[1] // step, width)
+        for step, width in zip((4, 8, 16), STAGES[backbone], strict=True)
+    ]
+    assert not any(isinstance(layer, keras.Model) for layer in model.layers)
+    # Each is on the way: what follows the stage takes the attention's output.
+    for layer in found:
+        stage = model.get_layer(layer.name.removeprefix("after_"))
+        assert [node.operation for node in stage._outbound_nodes] == [layer]
+
+
+def test_attention_at_stages_learns_with_the_head(tmp_path):
+    model = build(attention_at="stages")
+    set_trainable(model, backbone=False, batch_norm=False)
+    learning = {weight.path.split("/")[0] for weight in model.trainable_variables}
+    stages = {"after_block_2_add", "after_block_5_add", "after_block_12_add"}
+    assert learning == {"cbam", "logits", *stages}
+
+
 def test_settings_reach_their_layers():
     model = build(reduction_ratio=8, kernel_size=3, dropout=0.4)
     config = model.get_layer("cbam").get_config()

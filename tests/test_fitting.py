@@ -272,6 +272,30 @@ def test_early_stopping_ends_a_phase_and_a_resumed_run_keeps_the_epochs_numbers(
     assert_same_run(resumed, whole, again, model)
 
 
+EMA = make_config("train.ema_decay=0.9")
+
+
+def test_killed_run_with_averaged_weights_ends_as_the_uninterrupted_one(
+    reference, tmp_path, monkeypatch
+):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    model, _ = train(whole, EMA)
+    interrupt(resumed, monkeypatch, TrainingState, "save", call=4, before=False, config=EMA)
+    again, _ = train(resumed, EMA)
+    assert_same_run(resumed, whole, again, model)
+    # Averaging is for validation and the kept model: the weights that learn are untouched.
+    for a, b in zip(model.weights, reference[1].weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_training_on_mixtures_is_validated_on_whole_cells(tmp_path):
+    _, history = train(tmp_path, make_config("augment.mixup=0.4", "augment.cutmix=1"))
+    # Validation cells are one class each: their accuracy is a count of twelve.
+    counts = 12 * history["val_accuracy"]
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-4)
+    assert history["val_macro_f1"].between(0, 1).all()
+
+
 def test_damaged_state_is_named(tmp_path):
     (tmp_path / "training_state.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(RunError, match=r"training_state\.npz: cannot be read.*another --output"):

@@ -7,6 +7,7 @@ import pickle
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -209,6 +210,73 @@ def test_truncated_real_cells_are_refused(pbc: Path, tmp_path: Path) -> None:
         copy.write_bytes(whole[: -2 - 37 * index])
         with pytest.raises(BadImage):
             read_image(copy)
+
+
+def find(encoded: bytes, *markers: bytes) -> int:
+    """Return where the first of these JPEG markers is."""
+    return min(place for marker in markers if (place := encoded.find(marker)) >= 0)
+
+
+def cut_and_closed(encoded: bytes) -> bytes:
+    """Half of the entropy-coded data, ended as a whole JPEG is."""
+    scan = find(encoded, b"\xff\xda")
+    return encoded[: (scan + len(encoded)) // 2] + b"\xff\xd9"
+
+
+def taller(encoded: bytes) -> bytes:
+    """More rows in the frame header than there are."""
+    changed = bytearray(encoded)
+    place = find(encoded, b"\xff\xc0", b"\xff\xc2") + 5
+    changed[place : place + 2] = (2 * int.from_bytes(encoded[place : place + 2], "big")).to_bytes(
+        2, "big"
+    )
+    return bytes(changed)
+
+
+def overwritten(encoded: bytes) -> bytes:
+    """A quarter of the data replaced by zeros, as a lost block leaves it."""
+    scan = find(encoded, b"\xff\xda") + 20
+    size = (len(encoded) - scan) // 4
+    return encoded[: scan + size] + bytes(size) + encoded[scan + 2 * size :]
+
+
+@pytest.mark.parametrize("alter", [cut_and_closed, taller, overwritten])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"optimize": True, "subsampling": 0}],
+)
+def test_altered_jpeg_is_refused_though_it_decodes(
+    tmp_path: Path, smooth: np.ndarray, alter: Callable[[bytes], bytes], options: dict[str, object]
+) -> None:
+    whole = save(Image.fromarray(smooth).resize((160, 160)), "JPEG", **options)
+    read(tmp_path, whole)
+    altered = alter(whole)
+    path = tmp_path / "cell.jpg"
+    path.write_bytes(altered)
+    # TensorFlow has nothing to say.
+    assert decode(tf.constant(altered)).shape[1:] == (160, 3)
+    for read_it in (read_image, read_bytes):
+        with pytest.raises(BadImage, match=r"cell\.jpg: the JPEG data are damaged .*copy the file"):
+            read_it(path)
+
+
+def test_altered_real_cells(pbc: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cell.jpg"
+    for original in sorted(pbc.glob("*/*.jpg"))[::600]:
+        for alter in (cut_and_closed, taller):
+            path.write_bytes(alter(original.read_bytes()))
+            assert find_bad_images([original, path])[0].path == path
+
+
+def test_what_libjpeg_remarks_without_damage_is_let_pass(
+    tmp_path: Path, smooth: np.ndarray
+) -> None:
+    """A revision of JFIF that is not known, and fill bytes before the end."""
+    whole = save(Image.fromarray(smooth), "JPEG")
+    later = bytearray(whole)
+    later[whole.index(b"JFIF\0") + 5] = 7
+    for encoded in (bytes(later), whole[:-2] + b"\xff\xff" + whole[-2:]):
+        np.testing.assert_array_equal(read(tmp_path, encoded), read(tmp_path, whole))
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 1)])

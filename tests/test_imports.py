@@ -21,15 +21,19 @@ LAYERS = (
     "metrics balance runs predictions selection download catalogue folds agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "latex tables record report_tables summary checklists gallery",
+    "latex tables record report_tables summary checklists gallery study_plan study_results "
+    "study_figures study_report model_folder",
     # 1: TensorFlow and Keras parts
-    "images stain localize cells prepared augment pipeline layers losses backbones",
+    "images stain localize intake warmup cells prepared augment mixing pipeline layers losses "
+    "backbones engines",
     # 2: assembly
-    "classifier fitting inference predictor gradcam plots screening_plots screening_report "
-    "novelty_report second_look_report faithfulness faithfulness_plots verdicts report_page "
-    "model_card",
+    "classifier averaging fitting networks formats overlays inference predictor archive pretrained "
+    "gradcam plots screening_plots screening_report novelty_report second_look_report faithfulness "
+    "faithfulness_plots verdicts report_page model_card study_plots provenance",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare report manifest.__main__",
+    "train evaluate explain predict prepare roi export datasets compare report ship study "
+    "study_run "
+    "manifest.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}
@@ -134,11 +138,13 @@ def test_every_import_is_a_declared_dependency(module):
 
 
 def _declared() -> set[str]:
-    """Return the runtime dependencies of pyproject.toml (Python 3.10 has no tomllib)."""
+    """Return the dependencies, optional ones too, of pyproject.toml (Python 3.10: no tomllib)."""
     text = (PACKAGE.parent / "pyproject.toml").read_text("utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    extras = re.search(r"^\[project.optional-dependencies\](.*?)^dev = ", text, re.DOTALL | re.M)
     assert block is not None
-    return {_normal(name) for name in re.findall(r'^\s*"([\w-]+)', block[1], re.MULTILINE)}
+    assert extras is not None
+    return {_normal(name) for name in re.findall(r'"([\w-]+)', block[1] + extras[1])}
 
 
 def _normal(name: str) -> str:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from wbc_keras.layers import CBAM, CaffeInput, ChannelAttention, SpatialAttention
+from wbc_keras.layers import CBAM, CaffeInput, ChannelAttention, SpatialAttention, SqueezeExcitation
 
 TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 0.03, "mixed_float16": 0.005}
 
@@ -57,6 +57,14 @@ def test_cbam_equals_numpy(features, policy):
     np.testing.assert_allclose(
         output, expected_cbam(features, layer), atol=TOLERANCE[policy], rtol=TOLERANCE[policy]
     )
+
+
+def test_squeeze_and_excitation_equals_numpy(features):
+    layer = SqueezeExcitation(reduction_ratio=4)
+    output = layer(features)
+    reduce, expand = layer.get_weights()
+    weights = sigmoid(np.maximum(features.mean(axis=(1, 2)) @ reduce, 0) @ expand)
+    np.testing.assert_allclose(output, features * weights[:, None, None, :], atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])

@@ -167,6 +167,11 @@ def test_impossible_arguments_are_refused(arguments, message):
         FocalLoss(**arguments)
 
 
+def test_offsets_of_probabilities_are_refused():
+    with pytest.raises(ValueError, match="offsets are for logits"):
+        FocalLoss(offsets=[0.0, 1.0], from_logits=False)
+
+
 def test_alpha_of_another_length_is_refused(labels, logits):
     with pytest.raises(ValueError, match=r"each of 5 classes\. Received: 2 weights"):
         FocalLoss(alpha=(1.0, 2.0))(labels, logits)
@@ -177,19 +182,34 @@ def test_build_loss_follows_the_settings(labels, logits):
     expected = expected_focal_loss(
         labels, logits, gamma=3.0, alpha=settings.alpha, smoothing=0.1
     ).mean()
-    loss = build_loss(settings, num_classes=CLASSES)
+    loss = build_loss(settings, counts=[1] * CLASSES)
     assert float(loss(labels, logits)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_build_loss_gives_plain_cross_entropy(labels, logits):
-    loss = build_loss(LossConfig(name="cross_entropy", gamma=2.0), num_classes=CLASSES)
+    loss = build_loss(LossConfig(name="cross_entropy", gamma=2.0), counts=[1] * CLASSES)
     assert float(loss(labels, logits)) == pytest.approx(log_loss(labels, softmax(logits)), rel=1e-5)
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0])
+def test_logit_adjustment_weighs_the_softmax_by_the_classes_shares(labels, logits, tau):
+    counts = [500, 300, 100, 90, 10]
+    settings = LossConfig(name="cross_entropy", logit_adjustment=tau)
+    # Balanced softmax (Ren et al. 2020, eq. 3): n_c exp(z_c) over the sum, here n_c to the tau.
+    weighed = np.array(counts) ** tau * np.exp(logits.astype(np.float64))
+    expected = log_loss(labels, weighed / weighed.sum(axis=1, keepdims=True))
+    assert float(build_loss(settings, counts)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_logit_adjustment_of_a_class_without_training_cells_is_finite(labels, logits):
+    loss = build_loss(LossConfig(logit_adjustment=1.0), [50, 30, 20, 0, 10])
+    assert np.isfinite(float(loss(labels, logits)))
 
 
 def test_build_loss_names_the_setting_that_does_not_fit():
     settings = dataclasses.replace(LossConfig(), alpha=(1.0, 2.0))
     with pytest.raises(ConfigError, match=r"loss\.alpha.*5 classes.*Received: 2 weights"):
-        build_loss(settings, num_classes=CLASSES)
+        build_loss(settings, counts=[1] * CLASSES)
 
 
 def expected_macro_f1(y_true, y_pred, **kwargs):

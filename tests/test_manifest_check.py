@@ -14,13 +14,15 @@ from wbc_keras.manifest.__main__ import check_data, main
 
 @pytest.fixture
 def cells(drawn_cells: Path, tmp_path: Path) -> Path:
-    """Drawn cells, six of a class, with one picture cut off, one blank and one turned."""
+    """Drawn cells, six of a class, with two pictures cut off, one blank and one turned."""
     folder = tmp_path / "cells"
     for path in drawn_cells.glob("*/0[0-5].png"):
         (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
         (folder / path.parent.name / path.name).write_bytes(path.read_bytes())
     monocyte = folder / "monocyte"
     (monocyte / "cut.png").write_bytes((monocyte / "01.png").read_bytes()[:-60])
+    jpeg = cv2.imencode(".jpg", cv2.imread(str(monocyte / "03.png")))[1].tobytes()
+    (monocyte / "closed.jpg").write_bytes(jpeg[:-200] + b"\xff\xd9")
     blank = np.full((64, 64, 3), 200, np.uint8)
     turned = np.ascontiguousarray(np.rot90(cv2.imread(str(monocyte / "02.png"))))
     one_pixel = blank[:1, :1]
@@ -33,9 +35,9 @@ def test_check(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     output = tmp_path / "check"
     assert main(["check", "--data", str(cells), "--output", str(output)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "28 pictures checked, 4 findings"
+    assert lines[0] == "29 pictures checked, 5 findings"
     assert [line.split() for line in lines[1:5]] == [
-        ["Damaged", "or", "cut", "off", "1"],
+        ["Damaged", "or", "cut", "off", "2"],
         ["Copies", "1"],
         ["Tiny", "1"],
         ["Blank", "1"],
@@ -43,6 +45,7 @@ def test_check(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines[5:] == [str(output / "report.html"), str(output / "findings.csv")]
     found = pd.read_csv(output / "findings.csv", keep_default_na=False)
     assert found[["file", "problem", "related"]].to_numpy().tolist() == [
+        ["monocyte/closed.jpg", "damaged", ""],
         ["monocyte/cut.png", "damaged", ""],
         ["monocyte/turned.png", "copy", "monocyte/02.png"],
         ["monocyte/pixel.png", "tiny", ""],

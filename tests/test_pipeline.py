@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wbc_keras.augment import CellAugmentation, draw_uniforms
+from wbc_keras.augment import draw_uniforms, make_augmentation
 from wbc_keras.cells import Cells, StoredImages
 from wbc_keras.config import AugmentConfig
 from wbc_keras.pipeline import count_steps, make_batches, make_training_batches
@@ -33,7 +33,7 @@ def numbered(count, size=8):
     return Cells(images, np.zeros((count, 4), np.float32), np.ones(count, bool))
 
 
-def training(cells, *, epochs, batch_size=4, seed=5, augment=AUGMENT):
+def training(cells, *, epochs, batch_size=4, seed=5, augment=AUGMENT, **options):
     numbers = np.arange(len(cells), dtype=np.int32)
     batches = make_training_batches(
         cells,
@@ -43,6 +43,7 @@ def training(cells, *, epochs, batch_size=4, seed=5, augment=AUGMENT):
         batch_size=batch_size,
         seed=seed,
         epochs=epochs,
+        **options,
     )
     return list(batches.as_numpy_iterator())
 
@@ -133,13 +134,75 @@ def test_other_seed_gives_another_order(cells):
 
 def test_pictures_are_those_of_seed_epoch_and_cell(cells):
     """Whatever their order, cells change as the layer says when called by hand."""
-    layer = CellAugmentation(**dataclasses.asdict(AUGMENT))
+    layer = make_augmentation(AUGMENT)
     for epoch in (0, 3):
         by_hand = layer(cells.images, draw_uniforms(10, seed=5, epoch=epoch))
         batches = training(cells, epochs=range(epoch, epoch + 1), batch_size=10)
         ((images, _, weights),) = batches
         numbers = (weights - 0.5).astype(int)
         np.testing.assert_allclose(images, np.asarray(by_hand)[numbers], atol=0.02)
+
+
+def test_weights_count_from_their_epoch_on(cells):
+    batches = training(cells, epochs=range(1, 4), batch_size=10, weights_from=2)
+    (early, *late) = [weights for *_, weights in batches]
+    np.testing.assert_array_equal(early, 1)
+    for weights in late:
+        np.testing.assert_array_equal(np.sort(weights), np.arange(10) + np.float32(0.5))
+
+
+@pytest.mark.parametrize(("balance", "shares"), [(1.0, [1 / 2, 1 / 2]), (0.5, [3 / 4, 1 / 4])])
+def test_balanced_sampling_draws_classes_by_a_power_of_their_counts(balance, shares):
+    # 90 cells against 10: their square roots are as 3 to 1.
+    labels = np.repeat([0, 1], [90, 10])
+    batches = make_training_batches(
+        numbered(100),
+        labels,
+        np.ones(100),
+        augment=STILL,
+        batch_size=50,
+        seed=0,
+        epochs=range(40),
+        sampling_balance=balance,
+    )
+    drawn, numbers = [], []
+    for images, found, _ in batches.as_numpy_iterator():
+        cell = np.rint(images[:, 0, 0, 0]).astype(int)
+        np.testing.assert_array_equal(found, labels[cell])
+        drawn += found.tolist()
+        numbers += cell.tolist()
+    # 4,000 draws: five standard errors of a half are 0.04.
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), shares, atol=0.04)
+    assert set(numbers) == set(range(100))
+
+
+def test_a_cell_drawn_twice_in_an_epoch_is_changed_in_two_ways(cells):
+    ((images, _, weights),) = training(cells, epochs=range(1), batch_size=10, sampling_balance=1.0)
+    values, counts = np.unique(weights, return_counts=True)
+    twice = images[weights == values[counts > 1][0]]
+    assert np.abs(twice[0] - twice[1]).mean() > 5
+
+
+def test_mixed_cells_carry_the_shares_of_two_classes(cells):
+    labels = np.eye(3, dtype=np.float32)[np.arange(10) % 3]
+    mixing = dataclasses.replace(AUGMENT, mixup=1.0)
+    batches = make_training_batches(
+        cells, labels, np.ones(10), augment=mixing, batch_size=10, seed=0, epochs=range(1)
+    )
+    ((_, targets, weights),) = batches.as_numpy_iterator()
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights, 1, rtol=1e-5)
+    assert ((targets > 0).sum(axis=1) == 2).sum() >= 4
+    with pytest.raises(ValueError, match="one-hot"):
+        make_training_batches(
+            cells,
+            np.arange(10),
+            np.ones(10),
+            augment=mixing,
+            batch_size=10,
+            seed=0,
+            epochs=range(1),
+        )
 
 
 def test_two_epochs_show_a_cell_differently(cells):

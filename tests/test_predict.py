@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -131,18 +133,50 @@ def test_missing_pictures(refuse, saved_model, tmp_path, flat):
     refuse("nowhere.jpg", model=saved_model, data=files)
 
 
-def test_bad_pictures_are_all_named(refuse, saved_model, flat, tmp_path):
+def test_bad_pictures_are_rows_that_say_so(saved_model, trained_run, flat, tmp_path):
     data = shutil.copytree(flat, tmp_path / "pictures")
     (data / "cell.tiff").write_bytes((data / "cell.tiff").read_bytes()[:500])
     (data / "small.jpg").write_bytes(b"")
+    # Its header is sound: only decoding shows it.
+    (data / "wide.jpg").write_bytes((data / "wide.jpg").read_bytes()[:1000])
     cv2.imwrite(str(data / "pixel.png"), np.zeros((1, 1, 3), np.uint8))
-    words = ["3 pictures", "cell.tiff", "small.jpg", "pixel.png", "mend or remove"]
-    refuse(*words, model=saved_model, data=[data])
+    bad = {"cell.tiff": "TIFF", "small.jpg": "empty", "wide.jpg": "JPEG", "pixel.png": "1x1"}
+    for model in (saved_model, trained_run):
+        output = tmp_path / "table.csv"
+        arguments = ["--model", str(model), "--data", str(data), "--output", str(output)]
+        assert main(arguments) == 0
+        table = read_predictions(output).set_index("file")
+        assert table.index.tolist() == sorted([*bad, "cell.bmp", "cell.png"])
+        for file, row in table.iterrows():
+            assert (row["error"] == "") == (file not in bad)
+            assert bad.get(file, "") in row["error"]
+        faulty = table.loc[list(bad)]
+        assert set(faulty["predicted"]) == {""}
+        assert not faulty["accepted"].any()
+        assert faulty[["confidence", *BOX_COLUMNS]].isna().all(axis=None)
+        good = predict(model, [data / "cell.bmp", data / "cell.png"]).set_index("file")
+        columns = ["confidence", *BOX_COLUMNS]
+        np.testing.assert_allclose(
+            table.loc[good.index, columns].astype(float), good[columns], atol=1e-5
+        )
+
+
+def test_picture_that_would_fill_the_memory_is_not_decoded(saved_model, tmp_path):
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99)))
+    predictions = Predictor.load(saved_model).predict([bomb], names=["bomb.png"])
+    assert "50000x50000" in predictions.errors[0]
 
 
 def test_output_that_is_a_folder(refuse, saved_model, flat, tmp_path):
     (tmp_path / "folder").mkdir()
     refuse("is a folder", "--output", model=saved_model, data=[flat], output=tmp_path / "folder")
+    refuse(".csv or a .parquet", model=saved_model, data=[flat], output=tmp_path / "table.xlsx")
 
 
 def test_path_that_is_no_model(refuse, flat, tmp_path, drawn_cells):
@@ -168,3 +202,9 @@ def test_saved_model_without_class_names(refuse, saved_model, flat, tmp_path):
     model = shutil.copytree(saved_model, tmp_path / "model")
     (model / "assets.extra" / "classes.json").unlink()
     refuse("classes.json", "export the run again", model=model, data=[flat])
+
+
+def test_engine_for_a_saved_model(saved_model, flat, tmp_path, capsys):
+    arguments = ["--model", str(saved_model), "--data", str(flat), "--engine", "openvino"]
+    assert main([*arguments, "--output", str(tmp_path / "table.csv")]) == 2
+    assert "give the run folder" in capsys.readouterr().err

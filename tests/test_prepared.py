@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import time
+from datetime import datetime
 from pathlib import Path
 
 import cv2
+import filelock
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,6 +139,19 @@ def test_bad_pictures_are_remembered(data):
         assert len(prepared.take(files[1:])) == 1
         with pytest.raises(DataError, match=r"^1 picture cannot be used: .*000\.png: is not"):
             prepared.take(files)
+
+
+def test_a_jpeg_cut_and_closed_is_bad_though_it_decodes(data):
+    image = cv2.imread(str(data / "monocyte" / "000.png"))
+    whole = cv2.imencode(".jpg", image)[1].tobytes()
+    (data / "monocyte" / "whole.jpg").write_bytes(whole)
+    (data / "monocyte" / "altered.jpg").write_bytes(whole[:-200] + b"\xff\xd9")
+    prepared = make(data)
+    (reason,) = [fault.reason for fault in prepared.bad.values()]
+    assert "JPEG data are damaged" in reason
+    with pytest.raises(DataError, match=r"altered\.jpg"):
+        prepared.take(pd.Series(["monocyte/altered.jpg"]))
+    assert prepared.take(pd.Series(["monocyte/whole.jpg"])).images[0].any()
 
 
 def test_headers_decide_what_is_read_so_their_code_is_part_of_the_key(data, monkeypatch, tmp_path):
@@ -260,6 +277,77 @@ def test_command_names_bad_pictures(data, tmp_path, capsys):
     assert "bad pictures 2" in capsys.readouterr().out
     # Training does not ask for these.
     assert main([*arguments, "--set", "data.exclude_labels=[monocyte]"]) == 0
+
+
+# What is kept
+
+
+def backdate(folder: Path, *, days: float) -> None:
+    then = time.time() - days * 86_400
+    os.utime(folder, (then, then))
+
+
+def test_list_shows_size_last_use_and_source(data, cache, capsys):
+    old, new = make(data).folder, make(data, image_size=(40, 32)).folder
+    backdate(old, days=40)
+    capsys.readouterr()
+    assert main(["--list"]) == 0
+    first, second, total = capsys.readouterr().out.splitlines()
+    size = sum(path.stat().st_size for path in old.iterdir()) / 1e6
+    then = datetime.fromtimestamp(time.time() - 40 * 86_400)
+    assert first.startswith(f"{size:,.1f} MB".rjust(12) + f"  used {then:%Y-%m-%d}")
+    assert first.endswith(f"prepared/{old.name}  {data}")
+    assert f"prepared/{new.name}" in second
+    assert total.endswith(f" MB in {cache}")
+    # Use counts, not age.
+    make(data)
+    assert main(["--list"]) == 0
+    assert f"prepared/{new.name}" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_what_no_run_has_used_is_removed(data, cache, capsys):
+    old, new = make(data).folder, make(data, image_size=(40, 32))
+    for folder in (old, new.folder):
+        backdate(folder, days=40)
+    new = make(data, image_size=(40, 32))
+    capsys.readouterr()
+    assert main(["--remove-unused", "30"]) == 0
+    out = capsys.readouterr().out
+    assert old.name in out
+    assert new.folder.name not in out
+    assert stores(cache) == [new.folder.name]
+    # A run that has it open goes on.
+    cells = new.take(new.files.to_series())
+    assert main(["--remove-unused", "0"]) == 0
+    assert stores(cache) == []
+    assert np.asarray(cells.images).any()
+    assert main(["--remove-unused", "0"]) == main(["--list"]) == 0
+
+
+def test_what_is_being_made_is_not_removed(data, cache):
+    folder = make(data).folder
+    lock = filelock.FileLock(cache / "locks" / f"prepared-{folder.name}.lock")
+    with lock:
+        assert main(["--remove-unused", "0"]) == 0
+    assert stores(cache) == [folder.name]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--list", "--config", "a.yaml"],
+        ["--list", "--remove-unused", "3"],
+        ["--remove-unused"],
+        ["--remove-unused", "-1"],
+        ["--remove-unused", "nan"],
+        ["--remove-unused", "a month"],
+    ],
+)
+def test_mistaken_options_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "error: " in capsys.readouterr().err
 
 
 def test_about_names_the_source(data):

@@ -7,6 +7,7 @@ layer itself is a pure function in `keras.ops`: it runs in ``tf.data``, on a dev
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,6 +15,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from wbc_keras.config import AugmentConfig
+
+# The first ten come from one stream, the stain's six from another: older figures stay repeatable.
 _COLUMNS = (
     "flip",
     "turn",
@@ -26,6 +30,13 @@ _COLUMNS = (
     "hue",
     "saturation",
 )
+_STRENGTHS = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
+_STRENGTHS += ["brightness", "contrast", "hue", "saturation", "stain"]
+_STAIN_COLUMNS = 6  # a strength and an offset for each of three stains
+# Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001, table 1).
+# A Wright-Giemsa smear has other dyes; what is wanted is three axes of absorption to vary.
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
+_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 # RGB to YIQ (NTSC, FCC 1953): hue is a rotation of I and Q, saturation their length.
 _YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32
@@ -33,10 +44,13 @@ _YIQ = np.array(
 
 
 def draw_uniforms(cells: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Draw what one epoch's augmentation needs: float32 ``(cells, 10)`` in [0, 1), row = cell."""
-    # The last number parts this stream from that of the cells' order.
-    generator = np.random.default_rng([seed, epoch, 1])
-    return generator.random((cells, len(_COLUMNS)), dtype=np.float32)
+    """Draw what one epoch's augmentation needs: float32 ``(cells, 16)`` in [0, 1), row = cell."""
+    # The last number parts these streams from each other and from that of the cells' order.
+    parts = [
+        np.random.default_rng([seed, epoch, stream]).random((cells, columns), dtype=np.float32)
+        for stream, columns in ((1, len(_COLUMNS)), (2, _STAIN_COLUMNS))
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 @keras.saving.register_keras_serializable("wbc_keras")
@@ -53,10 +67,12 @@ class CellAugmentation(keras.layers.Layer):
         contrast: share, up or down, about the picture's mean colour.
         hue: degrees in the YIQ plane, either way.
         saturation: share, up or down.
+        stain: share by which each of three stains absorbs more or less, and optical density by
+            which it is shifted, up or down (Tellez et al. 2019, section 3.2, HED-light at 0.05).
 
     Call arguments:
         images: ``(batch, height, width, 3)``, RGB 0-255, any dtype.
-        uniforms: ``(batch, 10)`` in [0, 1), rows of `draw_uniforms`.
+        uniforms: ``(batch, 16)`` in [0, 1), rows of `draw_uniforms`.
 
     Returns:
         float32 ``(batch, height, width, 3)``, RGB 0-255. Pixels from outside the picture mirror it.
@@ -74,6 +90,7 @@ class CellAugmentation(keras.layers.Layer):
         contrast: float = 0.0,
         hue: float = 0.0,
         saturation: float = 0.0,
+        stain: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # Under mixed precision too: 8 bits of mantissa do not hold the coordinate of a pixel.
@@ -88,13 +105,17 @@ class CellAugmentation(keras.layers.Layer):
         self.contrast = contrast
         self.hue = hue
         self.saturation = saturation
+        self.stain = stain
 
     def call(self, images: Any, uniforms: Any) -> Any:
         images = ops.cast(images, "float32")
-        random = dict(zip(_COLUMNS, ops.unstack(uniforms, len(_COLUMNS), axis=1), strict=True))
+        simple, stain = uniforms[:, : len(_COLUMNS)], uniforms[:, len(_COLUMNS) :]
+        random = dict(zip(_COLUMNS, ops.unstack(simple, len(_COLUMNS), axis=1), strict=True))
         # What is off takes no time.
         if self.flip or self.quarter_turns or self.rotation or self.shift or self.zoom:
             images = self._move(images, random)
+        if self.stain:
+            images = _vary_stains(images, _spread(stain, self.stain))
         if self.brightness or self.contrast or self.hue or self.saturation:
             images = self._restain(images, random)
         return images
@@ -128,17 +149,34 @@ class CellAugmentation(keras.layers.Layer):
         return ops.clip(moved + brightness[:, None, None, None], 0.0, 255.0)
 
     def get_config(self) -> dict[str, Any]:
-        names = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
-        names += ["brightness", "contrast", "hue", "saturation"]
-        return super().get_config() | {name: getattr(self, name) for name in names}
+        return super().get_config() | {name: getattr(self, name) for name in _STRENGTHS}
 
     def compute_output_shape(self, images_shape: Any, uniforms_shape: Any = None) -> Any:
         return images_shape
 
 
+def make_augmentation(settings: AugmentConfig) -> CellAugmentation:
+    """Return the layer of the settings' changes to single cells; mixing two is `mixing`'s."""
+    strengths = dataclasses.asdict(settings)
+    return CellAugmentation(**{name: strengths[name] for name in _STRENGTHS})
+
+
 def _spread(uniform: Any, strength: float) -> Any:
     """Map [0, 1) to [-strength, strength)."""
     return (uniform * 2 - 1) * strength
+
+
+def _vary_stains(images: Any, changes: Any) -> Any:
+    """Scale each stain by 1 + a change and shift it by another, in optical density.
+
+    Unmixing, scaling and mixing are one matrix a picture.
+    """
+    density = -ops.log((images + 1.0) / 256.0)
+    scaled = (1.0 + changes[:, :3])[:, :, None] * _STAINS
+    matrix = ops.transpose(ops.matmul(np.linalg.inv(_STAINS), scaled), (0, 2, 1))
+    shift = ops.matmul(changes[:, 3:], _STAINS)
+    density = _apply(density, matrix) + shift[:, None, None, :]
+    return ops.clip(256.0 * ops.exp(-density) - 1.0, 0.0, 255.0)
 
 
 def _warp(images: Any, to_x: tuple[Any, Any, Any], to_y: tuple[Any, Any, Any]) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from wbc_keras import runs
 from wbc_keras.config import ModelConfig
 from wbc_keras.errors import ConfigError
 from wbc_keras.layers import CaffeInput
@@ -27,7 +28,9 @@ from wbc_keras.layers import CaffeInput
 logger = logging.getLogger(__name__)
 
 # What the classifier puts on a backbone, by layer name; every other layer is the backbone's.
-HEAD_LAYERS = ("cbam", "features", "pooling", "dropout", "logits")
+_HEAD_LAYERS = ("cbam", "se", "features", "pooling", "dropout", "logits")
+# Attention between the stages is named for the layer it follows: after_block2b_add.
+_BETWEEN = "after_"
 
 # Of the batch statistics' moving averages. The 0.99 and 0.999 of keras.applications suit ImageNet's
 # epochs; on thousands of cells, averages that slow lag behind the network for most of a training.
@@ -43,6 +46,7 @@ class Backbone:
 
     network: Callable[..., keras.Model]
     input_rule: Callable[[], keras.layers.Layer] | None
+    stages: tuple[str, ...]  # the last layer before each halving of the map from 1/4 to 1/32
 
 
 def _scale_to_one() -> keras.layers.Layer:
@@ -55,18 +59,36 @@ def _caffe_input() -> keras.layers.Layer:
 
 # EfficientNet scales inside its own graph.
 BACKBONES = {
-    "resnet50": Backbone(keras.applications.ResNet50, _caffe_input),
-    "efficientnetb0": Backbone(keras.applications.EfficientNetB0, None),
-    "mobilenetv2": Backbone(keras.applications.MobileNetV2, _scale_to_one),
+    "resnet50": Backbone(
+        keras.applications.ResNet50,
+        _caffe_input,
+        ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out"),
+    ),
+    "efficientnetb0": Backbone(
+        keras.applications.EfficientNetB0, None, ("block2b_add", "block3b_add", "block5c_add")
+    ),
+    "mobilenetv2": Backbone(
+        keras.applications.MobileNetV2,
+        _scale_to_one,
+        ("block_2_add", "block_5_add", "block_12_add"),
+    ),
 }
 
 
-def build_backbone(name: str, images: Any) -> Any:
+def is_head(layer: str) -> bool:
+    """Tell whether the layer of this name is the classifier's own, not the backbone's."""
+    return layer in _HEAD_LAYERS or layer.startswith(_BETWEEN)
+
+
+def build_backbone(
+    name: str, images: Any, *, between: Callable[[str], keras.layers.Layer] | None = None
+) -> Any:
     """Return the feature map of the backbone ``name``, with random weights.
 
     Args:
         name: a key of `BACKBONES`.
         images: the model's input, a Keras tensor ``(batch, height, width, 3)``, RGB 0-255.
+        between: makes a layer of a given name that is put after each stage but the last.
 
     Returns:
         a Keras tensor ``(batch, height / 32, width / 32, channels)``.
@@ -78,7 +100,21 @@ def build_backbone(name: str, images: Any) -> Any:
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = _MOMENTUM
-    return network.output
+    return network.output if between is None else _insert(network, backbone.stages, between)
+
+
+def _insert(
+    network: keras.Model, stages: tuple[str, ...], between: Callable[[str], keras.layers.Layer]
+) -> Any:
+    """Build the network again with a layer after each of its ``stages``; one flat graph still."""
+
+    def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
+        output = layer(*args, **kwargs)
+        return between(_BETWEEN + layer.name)(output) if layer.name in stages else output
+
+    # From the picture on, so that the input rule is built again too.
+    again = keras.models.clone_model(network, input_tensors=network.input, call_function=call)
+    return again.output
 
 
 def check_weights(settings: ModelConfig) -> None:
@@ -142,13 +178,14 @@ def _network_timeout(seconds: float) -> Iterator[None]:
 
 def _find_file(weights: str) -> Path:
     """Return the file that ``model.weights`` names; a run folder stands for its model."""
-    path = Path(weights).expanduser()
+    path = runs.find_folder(weights)
     if path.is_dir():
         path = path / "model.keras"
     if not path.is_file():
         raise ConfigError(
             f"model.weights: no such file: {path}; expected imagenet, none, a .h5 file of the "
-            f"backbone's weights, a run folder or a .keras file. Received: {weights!r}"
+            f"backbone's weights, a run folder or a .keras file{runs.say_shipped()}. "
+            f"Received: {weights!r}"
         )
     if path.suffix not in _MAGIC:
         raise ConfigError(f"model.weights: expected a .h5 or .keras file. Received: {weights!r}")
@@ -213,7 +250,7 @@ def _fold_normalization(source: keras.Model) -> None:
 def _copy_weights(source: keras.Model, model: keras.Model, settings: ModelConfig) -> None:
     sources = _weighted(source.layers)
     targets = _weighted(model.layers)
-    names = {name for name in (*sources, *targets) if name not in HEAD_LAYERS}
+    names = {name for name in (*sources, *targets) if not is_head(name)}
     differing = [name for name in names if _shapes(sources, name) != _shapes(targets, name)]
     if differing:
         raise ConfigError(

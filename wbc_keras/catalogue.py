@@ -24,7 +24,7 @@ class PublicSet:
         pictures: how many there are.
         form: their size and format, and what else is worth knowing of them.
         classes: class to number of pictures; empty if pictures have no class.
-        size: on disk, in words.
+        size: on disk, in words; says who tells it, or that it is computed or an estimate.
         licence: in words.
         citation: what a publication that uses it cites.
         doi: the set's or its paper's.
@@ -112,14 +112,15 @@ _PBC = PublicSet(
     pictures=17_092,
     form="JPEG, most 360x363; no patient identifiers; ig are immature granulocytes",
     classes=_PBC_CLASSES,
-    size="not known",
+    size="an estimate: 300 to 500 MB, at 0.13 to 0.2 bytes for each pixel of a JPEG; no source of "
+    "the set's own was found, a script of others says 2.5 GB",
     licence="CC BY 4.0",
     citation=_ACEVEDO,
     doi="10.17632/snkd93bnjr.1",
     page="https://data.mendeley.com/datasets/snkd93bnjr/1",
     source="count, size and format of the pictures read in the paper (PMC7182702); page, class "
-    "counts and licence as public code that uses the set has them",
-    unverified=("page", "classes", "licence"),
+    "counts and licence as public code that counted the unpacked archive has them",
+    unverified=("page", "classes", "size", "licence"),
     archive="PBC_dataset_normal_DIB.zip",
     steps=(
         "Open the page and download PBC_dataset_normal_DIB.zip into DIR.",
@@ -212,15 +213,16 @@ _RAABIN = PublicSet(
         "monocyte": 795,
         "basophil": 301,
     },
-    size="not known",
+    size="Train.rar about 279 MB, TestA.rar 115 MB, TestB.zip 104 MB, as a download script of "
+    "others notes them; the whole collection, WBCData.rar, 56 GB, as others measured",
     licence="none named; said to be free to use",
     citation="Kouzehkanan et al. 2022, A large dataset of white blood cells containing cell "
     "locations and types, along with segmented nuclei and cytoplasm, Scientific Reports 12:1123",
     doi="10.1038/s41598-021-04426-x",
     page="https://raabindata.com/free-data/",
-    source="totals read in the paper's abstract; page, files, class counts and licence as public "
-    "code and lists of data sets have them",
-    unverified=("page", "pictures", "classes", "licence"),
+    source="totals read in the paper's abstract; page, files, sizes, class counts and licence as "
+    "public code and lists of data sets have them",
+    unverified=("page", "pictures", "classes", "size", "licence"),
     steps=(
         "Open the page and find the double-labelled cropped cells: Train.rar, TestA.rar and "
         "TestB.zip.",
@@ -235,7 +237,8 @@ _ZHENG = PublicSet(
     what="Cells with masks of nucleus and cytoplasm: 300 of Jiangxi Tecom (Dataset 1) and 100 of "
     "the CellaVision blog (Dataset 2)",
     pictures=400,
-    form="BMP 120x120 and 300x300, masks as PNG: 255 nucleus, 128 cytoplasm, 0 background",
+    form="BMP 120x120 and 300x300, masks as PNG: 255 nucleus, 128 cytoplasm, 0 background; masks "
+    "drawn by experts, some class labels added by the authors and checked by no expert",
     classes={
         "neutrophil": 209,
         "lymphocyte": 90,
@@ -243,16 +246,17 @@ _ZHENG = PublicSet(
         "eosinophil": 34,
         "basophil": 4,
     },
-    size="not known",
+    size="40 MB of pixels, computed: 300 times 120x120 and 100 times 300x300 at 24 bits; masks "
+    "hardly add to it",
     licence="GPL-3.0 for the repository",
     citation="Zheng, Wang, Wang and Liu 2018, Fast and robust segmentation of white blood cell "
     "images by self-supervised learning, Micron 107:55; acknowledge Jiangxi Tecom Science "
     "Corporation (Dataset 1) and the CellaVision blog (Dataset 2)",
     doi="10.1016/j.micron.2018.01.010",
     page="https://github.com/zxaoyou/segmentation_WBC",
-    source="pictures, masks and acknowledgements read in the repository's README; class counts "
-    "and licence as public code that uses it has them",
-    unverified=("classes", "licence"),
+    source="pictures, masks, warning and acknowledgements read in the repository's README, class "
+    "counts in its label files; licence as lists of data sets have it: in its files none was found",
+    unverified=("licence",),
     steps=(
         "git clone https://github.com/zxaoyou/segmentation_WBC.git",
         "Copy the .bmp of Dataset 1 into a folder of their own: the masks lie beside them, by the "

@@ -1,7 +1,7 @@
 """Cropped cells, and the way from picture files to them: decode, find the cell, crop it.
 
-`find_cells` and `crop_cells` are the graph that training reads its cells by and that the exported
-model holds. Chunks of pictures go through it on all cores; what a picture gives depends on nothing
+Training, evaluation and prediction read their cells by one graph, the exported model by the same
+operations. Chunks of pictures go through it on all cores; what a picture gives depends on nothing
 but the picture and the settings.
 """
 
@@ -14,11 +14,11 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -26,10 +26,15 @@ import tensorflow as tf
 
 from wbc_keras.config import RoiConfig
 from wbc_keras.headers import read_header
-from wbc_keras.images import BadImage, check_image, decode, read_bytes
-from wbc_keras.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
+from wbc_keras.images import BadImage, as_jpeg_or_png, decode, decode_picture, read_file
+from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 CHUNK = 64
+_THUMBNAIL = (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
+_HELD_PIXELS = 4_000_000  # decoded side by side, 12 MB; larger pictures one by one
 
 
 class StoredImages:
@@ -97,41 +102,13 @@ class Chunk:
     bad: dict[int, BadImage]
 
 
-def find_cells(
-    image_bytes: tf.Tensor, *, roi: RoiConfig, at_once: int = 10
-) -> tuple[Roi, tf.Tensor]:
-    """Find the cell in each encoded JPEG or PNG, string ``(b,)``; graph operations.
-
-    Args:
-        image_bytes: the pictures.
-        roi: how the cell is found.
-        at_once: how many are decoded side by side, and so are held whole.
-
-    Returns:
-        what `locate` gives, and the pictures' sizes, int32 ``(b, 2)``.
-    """
-
-    def shrink(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = decode(encoded)
-        return make_thumbnail(image), tf.shape(image)[:2]
-
-    signature = (
-        tf.TensorSpec([THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3], tf.float32),
-        tf.TensorSpec([2], tf.int32),
-    )
-    thumbnails, sizes = tf.map_fn(
-        shrink, image_bytes, fn_output_signature=signature, parallel_iterations=at_once
-    )
-    return locate(thumbnails, sizes, mode=roi.mode, margin=roi.margin), sizes
-
-
 def crop_cells(
     image_bytes: tf.Tensor, boxes: tf.Tensor, *, image_size: tuple[int, int], at_once: int = 10
 ) -> tf.Tensor:
     """Cut a box out of each encoded picture: uint8 ``(b, *image_size, 3)``; graph operations.
 
-    Decoded a second time, which costs a tenth of finding the cell: so only the pictures at work are
-    ever held whole, whatever their sizes.
+    For a graph that decoded them once before and cannot hold them all whole, as a server's: that
+    costs a tenth of finding the cell.
     """
 
     def cut(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
@@ -165,14 +142,19 @@ def iter_chunks(
     paths: Iterable[Path], *, roi: RoiConfig, image_size: tuple[int, int]
 ) -> Iterator[Chunk]:
     """Read pictures in order and yield their cells, 64 at a time, in flat memory."""
-    workers = os.cpu_count() or 1
-    make = functools.partial(crop_chunk, roi=roi, image_size=image_size)
-    waiting: collections.deque[Future[Chunk]] = collections.deque()
     rest = iter(paths)
+    parts = iter(lambda: list(itertools.islice(rest, CHUNK)), [])
+    yield from map_ahead(functools.partial(crop_chunk, roi=roi, image_size=image_size), parts)
+
+
+def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Yield ``function(item)`` in order, worked on by a thread for every core, in flat memory."""
+    workers = os.cpu_count() or 1
+    waiting: collections.deque[Future[_Result]] = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            while part := list(itertools.islice(rest, CHUNK)):
-                waiting.append(pool.submit(make, part))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 # A few ahead, not all: a slow reader of these must not find them all in memory.
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
@@ -185,27 +167,92 @@ def iter_chunks(
 
 def crop_chunk(paths: Sequence[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Chunk:
     """Find and crop the cell in each picture; what is wrong with a picture is told, not raised."""
-    encoded, bad = [], {}
+    encoded, unread = [], {}
     for place, path in enumerate(paths):
         try:
-            encoded.append(read_bytes(path))
+            encoded.append(read_file(path))
         except BadImage as fault:
-            encoded.append(_blank())
-            bad[place] = fault
+            encoded.append(b"")
+            unread[place] = fault
+    chunk = crop_encoded(paths, encoded, roi=roi, image_size=image_size)
+    return Chunk(chunk.cells, chunk.bad | unread)
+
+
+def crop_encoded(
+    names: Sequence[str | Path],
+    encoded: Sequence[bytes],
+    *,
+    roi: RoiConfig,
+    image_size: tuple[int, int],
+) -> Chunk:
+    """Find and crop the cell in each encoded picture, of any format that `images` reads.
+
+    Each is decoded once. Those that are small are held side by side, those that are large one
+    after the other, whatever their number.
+
+    Args:
+        names: what the pictures are called where something is wrong with them.
+        encoded: their bytes.
+        roi: how the cell is found.
+        image_size: height and width of the crops.
+    """
+    pictures, bad = screen_pictures(names, encoded)
     cut = _make_cutter(roi, image_size)
     try:
-        images, boxes, found, sizes = cut(tf.constant(encoded, tf.string))
-        is_sound = np.array_equal(sizes, [_size_of(data) for data in encoded])
+        parts, sizes = _cut_all(cut, pictures), [_size_of(picture) for picture in pictures]
+        is_sound = np.array_equal(np.concatenate([part[3] for part in parts]), sizes)
     except tf.errors.OpError:
         is_sound = False
     if not is_sound:
         # Seldom: only now is each picture looked at by itself.
-        faults = {place: check_image(path) for place, path in enumerate(paths)}
-        bad |= {place: fault for place, fault in faults.items() if fault is not None}
-        encoded = [_blank() if place in bad else data for place, data in enumerate(encoded)]
-        images, boxes, found, _ = cut(tf.constant(encoded, tf.string))
-    is_bad = _at(bad, len(paths))
-    return Chunk(Cells(images.numpy(), boxes.numpy(), found.numpy() & ~is_bad), bad)
+        pictures, worse = screen_pictures(names, pictures, thorough=True)
+        bad = worse | bad
+        parts = _cut_all(cut, pictures)
+    images, boxes, found, _ = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return Chunk(Cells(images, boxes, found & ~_at(bad, len(pictures))), bad)
+
+
+def screen_pictures(
+    names: Sequence[str | Path], encoded: Sequence[bytes], *, thorough: bool = False
+) -> tuple[list[bytes], dict[int, BadImage]]:
+    """Return encoded pictures as JPEG or PNG, a black one for each bad one, and those by place.
+
+    Args:
+        names: what they are called in errors.
+        encoded: bytes of any format that `images` reads.
+        thorough: whether each is decoded, or only its header read.
+    """
+    pictures, bad = [], {}
+    for place, (name, data) in enumerate(zip(names, encoded, strict=True)):
+        try:
+            if thorough:
+                decode_picture(name, data)
+            pictures.append(as_jpeg_or_png(name, data))
+        except BadImage as fault:
+            pictures.append(_blank())
+            bad[place] = fault
+    return pictures, bad
+
+
+def split_by_room(pictures: Sequence[bytes]) -> list[list[bytes]]:
+    """Split JPEGs or PNGs into as many parts as it takes to hold a part's decoded, or their frames.
+
+    A frame has the size of the part's largest picture.
+    """
+    parts: list[list[bytes]] = [[]]
+    largest = 0
+    for picture in pictures:
+        largest = max(largest, math.prod(_size_of(picture)))
+        if parts[-1] and largest * (len(parts[-1]) + 1) > _HELD_PIXELS:
+            parts.append([])
+            largest = math.prod(_size_of(picture))
+        parts[-1].append(picture)
+    return parts
+
+
+def _cut_all(cut: Any, pictures: Sequence[bytes]) -> list[tuple[np.ndarray, ...]]:
+    outputs = (cut(tf.constant(part, tf.string)) for part in split_by_room(pictures))
+    return [tuple(output.numpy() for output in one) for one in outputs]
 
 
 def _size_of(encoded: bytes) -> tuple[int, int]:
@@ -231,10 +278,28 @@ def _make_cutter(roi: RoiConfig, image_size: tuple[int, int]) -> Any:
     """Compile the way from encoded pictures to crops, boxes, found and sizes."""
 
     def cut(image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        # One at a time: there is a thread for every core already, and pictures may be large.
-        located, sizes = find_cells(image_bytes, roi=roi, at_once=1)
-        images = crop_cells(image_bytes, located.boxes, image_size=image_size, at_once=1)
-        return images, located.boxes, located.found, sizes
+        count = tf.size(image_bytes)
+        any_size = {"infer_shape": False, "element_shape": (None, None, 3)}
+        pictures = tf.TensorArray(tf.uint8, count, **any_size)
+        thumbnails = tf.TensorArray(
+            tf.float32, count, element_shape=(THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
+        )
+        sizes = tf.TensorArray(tf.int32, count, element_shape=(2,))
+        images = tf.TensorArray(tf.uint8, count, element_shape=(*image_size, 3))
+        # One at a time: there is a thread for every core already.
+        for place in tf.range(count):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+            picture = decode(image_bytes[place])
+            pictures = pictures.write(place, picture)
+            thumbnails = thumbnails.write(place, make_thumbnail(picture))
+            sizes = sizes.write(place, tf.shape(picture)[:2])
+        sides = sizes.stack()
+        located = locate(thumbnails.stack(), sides, mode=roi.mode, margin=roi.margin)
+        for place in tf.range(count):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+            cell = crop(pictures.read(place), located.boxes[place], image_size=image_size)
+            images = images.write(place, cell)
+        return images.stack(), located.boxes, located.found, sides
 
     signature = [tf.TensorSpec([None], tf.string)]
     # Traced here: threads that meet during the first call would be warned of retracing.

@@ -6,7 +6,6 @@ They tell and do not mend; `screen` is the short form that training begins with.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,7 @@ from wbc_keras.duplicates import TURNS, Copies, compare
 from wbc_keras.errors import DataError
 from wbc_keras.labels import cell_type
 from wbc_keras.manifest import Manifest
-from wbc_keras.survey import Loader, Survey, survey_pictures
-
-logger = logging.getLogger(__name__)
+from wbc_keras.survey import Loader, Survey, survey_once, survey_pictures
 
 # Pixels of the shorter side under which a cell cannot be told; MedMNIST's smallest have 28.
 _TINY = 16
@@ -32,6 +29,8 @@ _USUAL_SPREAD = 5.0
 # Mean distance of the channels, grey levels, under which a picture has no colour.
 _GREY = 3.0
 _SPLITS_TO_REACH = 3
+# What numbers the groups of one code: NGS_12, BAS0.
+_NUMBERING = "0123456789_-. "
 _PATIENT = re.compile(r"(?:^|[/_\-. ])((?:patient|subject|donor|case|slide|smear)[_\- ]?\d+)", re.I)
 
 
@@ -134,23 +133,21 @@ class Screening:
 
 
 def screen(manifest: Manifest, *, near_duplicates: str = "keep_together") -> Screening:
-    """Check as training begins; pictures are looked at small, not by the decoder of training.
+    """Check as training begins; pictures are looked at small, and once for all runs of a source.
 
     Args:
         manifest: labelled cells whose pictures can be read.
         near_duplicates: `ignore` leaves the pictures alone and looks at the table only.
 
     Raises:
-        DataError: the groups are class codes.
+        DataError: the groups are class codes, or the cache cannot be written.
     """
     codes = describe_class_codes(manifest.table)
     if codes:
         raise DataError(f"{manifest.root}: {codes}")
     if near_duplicates == "ignore":
         return Screening(None, ())
-    logger.info("looking for copies among %d pictures", len(manifest.table))
-    survey = survey_pictures(manifest.root, manifest.table["file"].tolist())
-    copies = survey.find_copies()
+    survey, copies = survey_once(manifest.root, manifest.table["file"].tolist())
     findings = [
         *check_table(manifest.table, copies),
         *check_pictures(manifest.table, survey, copies),
@@ -212,9 +209,10 @@ def check_table(table: pd.DataFrame, copies: Copies) -> Iterator[Finding]:
 def describe_class_codes(table: pd.DataFrame) -> str:
     """Return why the groups are classes and not patients, or "".
 
-    They are if each class has one group and each group one class; or if no group holds two
-    classes, there are hardly more groups than classes, none holds a digit, and each either means a
-    cell type or leads its files' names: BAS of BAS_0001.tiff.
+    They are if each class has one group and each group one class; or if, numbers left out (NGS_12
+    is NGS), none holds two classes, there are hardly more than classes, and each either means a
+    cell type or leads its files' names: BAS of BAS_0001.tiff. Numbered patients whose names lead
+    their files' names stay patients: AML_1 of AML_1_0001.tiff.
     """
     named = table[(table["group"] != "") & (table["label"] != "")]
     if named.empty:
@@ -234,12 +232,19 @@ def describe_class_codes(table: pd.DataFrame) -> str:
 
 
 def _are_codes(named: pd.DataFrame, classes: int) -> bool:
-    groups = named["group"].unique()
-    if len(groups) > 2 * classes or any(re.search(r"\d", group) for group in groups):
+    codes = named["group"].str.strip(_NUMBERING)
+    held = named.groupby(codes)["label"].nunique()
+    if not 2 <= len(held) <= 2 * classes or (held > 1).any() or "" in held:
         return False
     names = named["file"].str.rpartition("/")[2]
-    leads = [name.startswith(group) for name, group in zip(names, named["group"], strict=True)]
-    means = named["group"].map({group: cell_type(group) is not None for group in groups})
+    is_numbered = codes != named["group"]
+    leads = [
+        name.startswith(code) and not (numbered and name.startswith(group))
+        for name, code, group, numbered in zip(
+            names, codes, named["group"], is_numbered, strict=True
+        )
+    ]
+    means = codes.map({code: cell_type(code) is not None for code in held.index})
     return bool((np.array(leads) | means.to_numpy(bool)).all())
 
 

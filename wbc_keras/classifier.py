@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 
-from wbc_keras.backbones import HEAD_LAYERS, build_backbone, load_weights
+from wbc_keras.backbones import build_backbone, is_head, load_weights
 from wbc_keras.config import ModelConfig
-from wbc_keras.layers import CBAM
+from wbc_keras.layers import CBAM, SqueezeExcitation
 
 
 def build_classifier(
@@ -28,9 +30,11 @@ def build_classifier(
         ConfigError: ``model.weights`` cannot be had or does not fit.
     """
     images = keras.Input((*image_size, 3), dtype="float32", name="image")
-    features = build_backbone(settings.backbone, images)
-    if settings.attention == "cbam":
-        features = CBAM(settings.reduction_ratio, settings.kernel_size, name="cbam")(features)
+    attention = _make_attention(settings)
+    between = attention if settings.attention_at == "stages" else None
+    features = build_backbone(settings.backbone, images, between=between)
+    if attention is not None:
+        features = attention(settings.attention)(features)
     # Gives Grad-CAM one name to read at, with attention or without.
     features = keras.layers.Activation("linear", name="features")(features)
     pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
@@ -40,6 +44,15 @@ def build_classifier(
     model = keras.Model(images, logits, name=f"{settings.backbone}_classifier")
     load_weights(model, settings)
     return model
+
+
+def _make_attention(settings: ModelConfig) -> Callable[[str], keras.layers.Layer] | None:
+    """Return what makes an attention layer of a given name, or None."""
+    if settings.attention == "cbam":
+        return lambda name: CBAM(settings.reduction_ratio, settings.kernel_size, name=name)
+    if settings.attention == "se":
+        return lambda name: SqueezeExcitation(settings.reduction_ratio, name=name)
+    return None
 
 
 def set_trainable(model: keras.Model, *, backbone: bool, batch_norm: bool) -> None:
@@ -53,4 +66,4 @@ def set_trainable(model: keras.Model, *, backbone: bool, batch_norm: bool) -> No
     """
     for layer in model.layers:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = layer.name in HEAD_LAYERS or (backbone and (batch_norm or not is_norm))
+        layer.trainable = is_head(layer.name) or (backbone and (batch_norm or not is_norm))

@@ -18,9 +18,9 @@ def make_parser(module: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m wbc_keras.{module}", description=description)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
+def add_settings(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the options that settings and pictures come from: --config, --data and --set."""
-    parser.add_argument("--config", required=True, help="YAML file of settings")
+    parser.add_argument("--config", required=required, help="YAML file of settings")
     parser.add_argument(
         "--data",
         help="class folder, folder with manifest.csv, CSV, Munich folder, .npz or 'synthetic'",

@@ -209,13 +209,25 @@ def class_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class _Model:
-    """right: bool (n,). figures: as `Scorer` names them. draws: the same, each (draws,)."""
+class Drawn:
+    """Figures of one model and their bootstrap draws.
 
-    right: npt.NDArray[np.bool_]
+    Attributes:
+        figures: by name, NaN where one cannot be had.
+        draws: (draws,) by name; empty if nothing could be drawn.
+        degrees_of_freedom: of the resampling.
+    """
+
     figures: Mapping[str, float]
     draws: Mapping[str, Array]
     degrees_of_freedom: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Model(Drawn):
+    """right: bool (n,). The figures are as `Scorer` names them."""
+
+    right: npt.NDArray[np.bool_]
 
 
 def _measure(
@@ -241,12 +253,12 @@ def _measure(
         drawn = draw_figures(scorer.figures, resampling, draws=draws, seed=seed)
         for name in BIASED:
             drawn[name] = np.maximum(drawn[name] - drawn[name].mean() + own[name], 0)
-    return _Model(shares.argmax(axis=1) == truth, own, drawn, freedom)
+    return _Model(own, drawn, freedom, shares.argmax(axis=1) == truth)
 
 
 def _differences(one: _Model, other: _Model) -> dict[str, Difference]:
     names = (name for name in one.figures if "/" not in name)
-    return {name: _difference(one, other, name) for name in names}
+    return {name: paired_difference(one, other, name) for name in names}
 
 
 def _changes(
@@ -257,13 +269,14 @@ def _changes(
             int((truth == c).sum()),
             int((other.right & ~one.right)[truth == c].sum()),
             int((one.right & ~other.right)[truth == c].sum()),
-            {figure: _difference(one, other, f"{figure}/{c}") for figure in SCORES},
+            {figure: paired_difference(one, other, f"{figure}/{c}") for figure in SCORES},
         )
         for c, name in enumerate(class_names)
     }
 
 
-def _difference(one: _Model, other: _Model, name: str) -> Difference:
+def paired_difference(one: Drawn, other: Drawn, name: str) -> Difference:
+    """Return ``other`` minus ``one`` in a figure; the draws of both must hold the same cells."""
     first, second = one.figures[name], other.figures[name]
     interval = None
     if one.draws:

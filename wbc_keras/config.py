@@ -92,14 +92,18 @@ class AugmentConfig:
     contrast: float = _setting(0.15, low=0.0, high=1.0)  # share, up or down
     hue: float = _setting(8.0, low=0.0, high=180.0)  # degrees, either way
     saturation: float = _setting(0.2, low=0.0, high=1.0)  # share, up or down
+    stain: float = _setting(0.0, low=0.0, high=0.5)  # share and optical density, up or down
+    mixup: float = _setting(0.0, low=0.0, high=4.0)  # alpha of its Beta distribution; 0: off
+    cutmix: float = _setting(0.0, low=0.0, high=4.0)  # the same; with both on, each half the time
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. `weights` is imagenet, none, or a path to weights or to a run folder."""
+    """The network. `weights`: imagenet, none, a path (weights, run folder), a shipped model."""
 
     backbone: Literal["resnet50", "efficientnetb0", "mobilenetv2"] = "efficientnetb0"
-    attention: Literal["cbam", "none"] = "cbam"
+    attention: Literal["cbam", "se", "none"] = "cbam"
+    attention_at: Literal["last", "stages"] = "last"  # stages: also before each halving of the map
     reduction_ratio: int = _setting(16, low=1)
     kernel_size: int = _setting(7, low=1, high=31)
     dropout: float = _setting(0.3, low=0.0, high=0.9)
@@ -113,10 +117,12 @@ class LossConfig:
     name: Literal["focal", "cross_entropy"] = "focal"
     gamma: float = _setting(2.0, low=0.0, high=10.0)
     alpha: tuple[float, ...] | float | None = _setting(None, low=0.0)
+    logit_adjustment: float = _setting(0.0, low=0.0, high=3.0)  # tau; 1: balanced softmax
     label_smoothing: float = _setting(0.0, low=0.0, high=0.5)
     class_weight: Literal["none", "balanced", "capped", "effective_number"] = "balanced"
     cap: float = _setting(10.0, low=1.0)  # for capped
     beta: float = _setting(0.999, low=0.0, high=0.999999)  # for effective_number
+    weights_after: float = _setting(0.0, low=0.0, high=0.99)  # share of train.epochs without them
 
 
 @dataclass(frozen=True)
@@ -125,12 +131,16 @@ class TrainConfig:
 
     seed: int = _setting(0, low=0)
     batch_size: int = _setting(32, low=1)
+    # How often a class is drawn: its count to the power 1 - this. 0: every cell once an epoch;
+    # 0.5: square root; 1: every class equally often.
+    sampling_balance: float = _setting(0.0, low=0.0, high=1.0)
     head_epochs: int = _setting(3, low=0)
     epochs: int = _setting(20, low=0)
     head_learning_rate: float = _setting(1e-3, low=1e-8, high=1.0)
     learning_rate: float = _setting(1e-4, low=1e-8, high=1.0)
     warmup_epochs: float = _setting(1.0, low=0.0)
     weight_decay: float = _setting(1e-4, low=0.0, high=1.0)
+    ema_decay: float = _setting(0.0, low=0.0, high=0.99999)  # a step; 0: the weights as they are
     freeze_batch_norm: bool = True
     patience: int = _setting(8, low=1)  # epochs without a better validation macro F1
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
@@ -179,6 +189,23 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
         where = f"{path}: " if path is not None else ""
         raise ConfigError(where + "; ".join(faults))
     return config
+
+
+def read_settings(cls: type[T], path: str | Path) -> T:
+    """Read a YAML file strictly into a dataclass of settings.
+
+    Args:
+        cls: a frozen dataclass whose fields are of the kinds that `Config` has, or mappings.
+        path: the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or any number of faults, all named in one line.
+    """
+    faults: list[str] = []
+    settings = _build(cls, _read_yaml(Path(path)), "", faults)
+    if faults:
+        raise ConfigError(f"{path}: {'; '.join(faults)}")
+    return settings
 
 
 def dump_config(config: Config) -> str:
@@ -274,6 +301,8 @@ def _convert(value: Any, hint: Any) -> Any:
         raise ValueError(" | ".join(map(str, choices)))
     if origin is tuple:
         return _convert_tuple(value, choices)
+    if origin is dict:
+        return _convert_scalar(value, dict)
     if hint is type(None):
         if value is None:
             return None
@@ -315,6 +344,7 @@ def _convert_scalar(value: Any, hint: type) -> Any:
     if type(value) is hint:
         return value
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names[dict] = "a section"
     raise ValueError(names[hint])
 
 

@@ -93,7 +93,7 @@ def explain(
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
     from wbc_keras.gradcam import Heatmaps
-    from wbc_keras.predictor import load_model
+    from wbc_keras.networks import load_model
     from wbc_keras.verdicts import predict_cells
 
     cells, own = predict_cells(opened, selection)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import stats
 
+from wbc_keras.backbones import is_head
 from wbc_keras.bootstrap import Interval, bootstrap_intervals, plan_resampling
 from wbc_keras.gradcam import Heatmaps
 from wbc_keras.localize import crop, locate, make_thumbnail
@@ -186,10 +187,11 @@ def lose_weights(model: keras.Model, images: np.ndarray) -> Iterator[str]:
     rng = np.random.default_rng(0)
     model.trainable = True
     layers = [layer for layer in model.layers if layer.trainable_weights]
-    rest = [layer for layer in layers if layer.name not in ("logits", "cbam")]
+    rest = [layer for layer in layers if not is_head(layer.name)]
+    head = [layer for layer in layers if is_head(layer.name)]
     middle = len(rest) // 2
-    named = {layer.name: layer for layer in layers}
-    losses = [[named["logits"]], [named["cbam"]] if "cbam" in named else []]
+    losses = [[layer for layer in head if layer.name == "logits"]]
+    losses += [[layer for layer in head if layer.name != "logits"]]
     losses += [rest[middle:], rest[:middle]]
     for layer in model.layers:
         layer.trainable = False  # or its normalisation would take new statistics now

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from wbc_keras import runs
+from wbc_keras.averaging import WeightAverage
 from wbc_keras.balance import class_weights
 from wbc_keras.cells import Cells
 from wbc_keras.classifier import set_trainable
@@ -83,9 +84,16 @@ def fit(
     state = TrainingState(folder / "training_state.npz")
     for phase in plan_phases(config.train):
         set_trainable(model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm)
-        steps = count_steps(len(train.cells), config.train.batch_size)
-        _compile(model, phase, config=config, steps=steps, jit_compile=jit_compile)
-        state.restore(model, phase.name)
+        _compile(
+            model,
+            phase,
+            config=config,
+            counts=np.bincount(train.labels, minlength=model.output_shape[-1]),
+            steps=count_steps(len(train.cells), config.train.batch_size),
+            jit_compile=jit_compile,
+        )
+        average = WeightAverage(model, config.train.ema_decay)
+        state.restore(model, phase.name, average)
         stopped = should_stop(state.history, phase=phase.name, patience=config.train.patience)
         if state.last_epoch + 1 >= phase.epochs.stop or stopped:
             continue
@@ -97,6 +105,7 @@ def fit(
             config=config,
             folder=folder,
             state=state,
+            average=average,
         )
     # A kill may have come between the last state and this file.
     write_history(folder, state)
@@ -123,12 +132,11 @@ class TrainingState:
         if path.exists():
             self.history = self._read()[0]["history"]
 
-    def save(self, model: keras.Model, row: dict[str, Any]) -> None:
-        """Add the epoch's history row and write weights, optimizer and seeds with it."""
+    def save(self, model: keras.Model, row: dict[str, Any], average: WeightAverage) -> None:
+        """Add the epoch's history row and write weights, averages, optimizer and seeds with it."""
         self.history.append(row)
-        arrays: dict[str, Any] = {
-            f"v{i}": _to_numpy(v) for i, v in enumerate(_state_variables(model))
-        }
+        variables = _state_variables(model) + average.variables
+        arrays: dict[str, Any] = {f"v{i}": _to_numpy(v) for i, v in enumerate(variables)}
         about = json.dumps({"history": self.history})
         with runs.replacing(self.path) as temporary, temporary.open("wb") as file:
             np.savez(file, about=np.array(about), **arrays)
@@ -138,10 +146,11 @@ class TrainingState:
         """The last epoch done, or -1. Early stopping leaves gaps: not the number of rows."""
         return int(self.history[-1]["epoch"]) if self.history else -1
 
-    def restore(self, model: keras.Model, phase: str) -> None:
+    def restore(self, model: keras.Model, phase: str, average: WeightAverage) -> None:
         """Load the state if it is of this phase: the optimizer's variables differ by phase."""
         if self.history and self.history[-1]["phase"] == phase:
-            for variable, array in zip(_state_variables(model), self._read()[1], strict=True):
+            variables = _state_variables(model) + average.variables
+            for variable, array in zip(variables, self._read()[1], strict=True):
                 variable.assign(array)
 
     def history_table(self) -> pd.DataFrame:
@@ -164,11 +173,20 @@ class TrainingState:
 class EpochKeeper(keras.callbacks.Callback):
     """After each epoch: keep the best model, the state and the history, and stop in time."""
 
-    def __init__(self, *, phase: str, folder: Path, state: TrainingState, patience: int) -> None:
+    def __init__(
+        self,
+        *,
+        phase: str,
+        folder: Path,
+        state: TrainingState,
+        average: WeightAverage,
+        patience: int,
+    ) -> None:
         super().__init__()
         self.phase = phase
         self.folder = folder
         self.state = state
+        self.average = average
         self.patience = patience
         self.started = 0.0
 
@@ -183,8 +201,9 @@ class EpochKeeper(keras.callbacks.Callback):
         best = max((old[_MONITOR] for old in self.state.history), default=-1.0)
         # Before the state: a kill between the two repeats the epoch and writes the same model.
         if row[_MONITOR] > best:
-            save_model(self.model, self.folder / "model.keras")
-        self.state.save(self.model, {name: row[name] for name in _HISTORY})
+            with self.average.applied():
+                save_model(self.model, self.folder / "model.keras")
+        self.state.save(self.model, {name: row[name] for name in _HISTORY}, self.average)
         write_history(self.folder, self.state)
         if should_stop(self.state.history, phase=self.phase, patience=self.patience):
             logger.info("no better %s for %d epochs: stopping", _MONITOR, self.patience)
@@ -198,7 +217,13 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def _compile(
-    model: keras.Model, phase: Phase, *, config: Config, steps: int, jit_compile: bool
+    model: keras.Model,
+    phase: Phase,
+    *,
+    config: Config,
+    counts: np.ndarray,
+    steps: int,
+    jit_compile: bool,
 ) -> None:
     settings = config.train
     total = steps * len(phase.epochs)
@@ -216,9 +241,11 @@ def _compile(
     if keras.mixed_precision.dtype_policy().name == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
-    classes = model.output_shape[-1]
-    metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(classes)]
-    loss = build_loss(config.loss, num_classes=classes)
+    accuracy: Any = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    if _is_mixed(config):
+        accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
+    metrics = [accuracy, MacroF1(len(counts))]
+    loss = build_loss(config.loss, counts)
     model.compile(optimizer, loss, metrics=metrics, jit_compile=jit_compile, auto_scale_loss=False)
 
 
@@ -231,19 +258,34 @@ def _fit_phase(
     config: Config,
     folder: Path,
     state: TrainingState,
+    average: WeightAverage,
 ) -> None:
-    settings = config.train
+    settings, mixed = config.train, _is_mixed(config)
     first = max(phase.epochs.start, state.last_epoch + 1)
+
+    def targets(labels: np.ndarray) -> np.ndarray:
+        # A mixture of two cells is of two classes, and metrics want one form throughout.
+        return np.eye(model.output_shape[-1], dtype=np.float32)[labels] if mixed else labels
+
     batches = make_training_batches(
         train.cells,
-        train.labels,
+        targets(train.labels),
         cell_weights(train.labels, config=config, classes=model.output_shape[-1]),
         augment=config.augment,
+        weights_from=_first_weighted_epoch(config),
+        sampling_balance=settings.sampling_balance,
         batch_size=settings.batch_size,
         seed=settings.seed,
         epochs=range(first, phase.epochs.stop),
     )
-    keeper = EpochKeeper(phase=phase.name, folder=folder, state=state, patience=settings.patience)
+    keeper = EpochKeeper(
+        phase=phase.name,
+        folder=folder,
+        state=state,
+        average=average,
+        patience=settings.patience,
+    )
+    board = keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
     model.fit(
         batches,
         initial_epoch=first,
@@ -251,10 +293,24 @@ def _fit_phase(
         steps_per_epoch=count_steps(len(train.cells), settings.batch_size),
         shuffle=False,  # the dataset is shuffled already
         validation_data=make_batches(
-            validation.cells, validation.labels, batch_size=settings.batch_size
+            validation.cells, targets(validation.labels), batch_size=settings.batch_size
         ),
-        callbacks=[keeper, keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)],
+        callbacks=[average, keeper, board],
     )
+
+
+def _is_mixed(config: Config) -> bool:
+    return config.augment.mixup > 0 or config.augment.cutmix > 0
+
+
+def _first_weighted_epoch(config: Config) -> int:
+    """Return from which epoch class weights count: features first, then balance (Cao et al. 2019).
+
+    Deferred re-weighting learns from all cells alike before it turns to the rare ones.
+    """
+    without = config.loss.weights_after
+    settings = config.train
+    return settings.head_epochs + round(without * settings.epochs) if without else 0
 
 
 def cell_weights(labels: np.ndarray, *, config: Config, classes: int) -> np.ndarray:

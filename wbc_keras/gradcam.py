@@ -16,6 +16,8 @@ from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
 from tf_keras_vis.scorecam import Scorecam
 from tf_keras_vis.utils.scores import CategoricalScore
 
+from wbc_keras.overlays import activation_maps
+
 METHODS = ("gradcam", "gradcam++", "scorecam")
 FEATURES = "features"
 _VISUALIZERS = {"gradcam++": GradcamPlusPlus, "scorecam": Scorecam}
@@ -71,11 +73,7 @@ def _make_gradcam(model: keras.Model) -> _Draw:
     @tf.function(input_signature=signature)
     def draw(images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
         maps = body(images, training=False)
-        with tf.GradientTape() as tape:
-            tape.watch(maps)
-            scores = tf.gather(head(maps, training=False), classes, batch_dims=1)
-        weights = tf.reduce_mean(tape.gradient(scores, maps), axis=(1, 2), keepdims=True)
-        return tf.nn.relu(tf.cast(tf.reduce_sum(weights * maps, axis=-1), tf.float32))
+        return activation_maps(lambda one: head(one, training=False), maps, classes)
 
     return lambda images, classes: draw(images, tf.constant(classes, tf.int32)).numpy()
 

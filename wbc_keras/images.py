@@ -10,7 +10,9 @@ does not read or reads differently, by OpenCV. Both give the same RGB:
 - pixels stay as they are stored: a note on how to turn them (EXIF, the TIFF orientation) is not
   followed, since the exported model does not follow it either;
 - CMYK and Lab are refused: their colours depend on a profile. So is a picture whose header
-  declares more than `headers.MAX_PIXELS`, before it is decoded.
+  declares more than `headers.MAX_PIXELS`, before it is decoded;
+- JPEG data that do not fit their header are refused: libjpeg only warns of them and makes up the
+  rest, and TensorFlow and OpenCV do not pass the warning on.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import tensorflow as tf
 
 from wbc_keras.commands import silent_stderr
@@ -33,6 +36,8 @@ from wbc_keras.headers import Header, HeaderError, as_stored, read_header
 
 _DECODED_BY_TENSORFLOW = ("JPEG", "PNG")
 _PART = 4096
+# How libjpeg's warnings of damage begin; others, of odd version numbers say, are let pass.
+_JPEG_DAMAGE = ("Corrupt JPEG data: ", "Premature end of JPEG file")
 
 
 class BadImage(DataError):
@@ -77,8 +82,12 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
         BadImage: missing, unreadable, damaged, truncated, other than its header says, less than 2
             pixels high or wide, or refused by `read_header`.
     """
-    encoded = _read_file(path)
-    header = _header_of(path, encoded)
+    return decode_picture(path, read_file(path))
+
+
+def decode_picture(path: str | Path, encoded: bytes) -> npt.NDArray[np.uint8]:
+    """Decode what was read from ``path``, which names it in errors, as `read_image` does."""
+    header = _sound_header(path, encoded)
     image = (
         _decode_jpeg_or_png(encoded)
         if header.kind in _DECODED_BY_TENSORFLOW
@@ -101,17 +110,21 @@ def read_image(path: str | Path) -> npt.NDArray[np.uint8]:
 def read_bytes(path: str | Path) -> bytes:
     """Return a picture as encoded JPEG or PNG, ready for `decode`.
 
-    JPEG and PNG files come back as they are, not yet decoded; TIFF and BMP as PNG with the same
-    RGB values as `read_image`.
+    JPEG and PNG files come back as they are, a PNG not yet decoded; TIFF and BMP as PNG with the
+    same RGB values as `read_image`.
 
     Raises:
-        BadImage: missing, unreadable, refused by `read_header`, or a TIFF or BMP that cannot be
-            decoded.
+        BadImage: missing, unreadable, refused by `read_header`, a damaged JPEG, or a TIFF or BMP
+            that cannot be decoded.
     """
-    encoded = _read_file(path)
-    if _header_of(path, encoded).kind in _DECODED_BY_TENSORFLOW:
+    return as_jpeg_or_png(path, read_file(path))
+
+
+def as_jpeg_or_png(path: str | Path, encoded: bytes) -> bytes:
+    """Return what was read from ``path``, which names it in errors, as `read_bytes` does."""
+    if _sound_header(path, encoded).kind in _DECODED_BY_TENSORFLOW:
         return encoded
-    image = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2BGR)
+    image = cv2.cvtColor(decode_picture(path, encoded), cv2.COLOR_RGB2BGR)
     # Not compressed: it is decoded at once, and packing would take longer than all the rest.
     _, png = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
     return bytes(png.tobytes())
@@ -158,7 +171,7 @@ def check_image(path: str | Path) -> BadImage | None:
     return None
 
 
-def _read_file(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
     """Return a file's bytes, or raise BadImage.
 
     Never `cv2.imread`: it fails on names outside the system's code page.
@@ -171,11 +184,33 @@ def _read_file(path: str | Path) -> bytes:
         raise BadImage(path, f"cannot be read ({error.strerror})") from error
 
 
-def _header_of(path: str | Path, encoded: bytes) -> Header:
+def _sound_header(path: str | Path, encoded: bytes) -> Header:
+    """Return the header of what was read, or raise BadImage; a JPEG's data are looked through."""
     try:
-        return read_header(encoded)
+        header = read_header(encoded)
     except HeaderError as error:
         raise BadImage(path, str(error)) from None
+    if header.kind == "JPEG" and (damage := _find_jpeg_damage(encoded)):
+        raise BadImage(
+            path,
+            f"the JPEG data are damaged or truncated ({damage}); copy the file again, or save it "
+            "anew if it looks whole",
+        )
+    return header
+
+
+def _find_jpeg_damage(encoded: bytes) -> str:
+    """Return what libjpeg warns of in a JPEG's data, or "".
+
+    At an eighth of the size, all Huffman codes are read but little else is computed.
+    """
+    try:
+        simplejpeg.decode_jpeg(encoded, "GRAY", min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        words = str(error)
+        # The rest is an error for TensorFlow's libjpeg too.
+        return words.removeprefix(_JPEG_DAMAGE[0]) if words.startswith(_JPEG_DAMAGE) else ""
+    return ""
 
 
 def _decode_jpeg_or_png(encoded: bytes) -> npt.NDArray[np.uint8] | None:

@@ -58,6 +58,18 @@ class ChannelAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="wbc_keras")
+class SqueezeExcitation(ChannelAttention):
+    """Weighs the channels by their averages alone (Hu et al. 2018, eq. 3, without biases).
+
+    What channel attention is without its maximum; CBAM's comparison in a study.
+    """
+
+    def call(self, features: Any) -> Any:
+        weights = ops.sigmoid(self.expand(self.reduce(ops.mean(features, axis=(1, 2)))))
+        return features * weights[:, None, None, :]
+
+
+@keras.saving.register_keras_serializable(package="wbc_keras")
 class SpatialAttention(keras.layers.Layer):
     """Weighs the places of a feature map: where to look.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from wbc_keras.config import LossConfig
@@ -26,6 +27,9 @@ class FocalLoss(keras.losses.Loss):
         alpha: one weight a class, or one for all, which merely scales the loss.
         label_smoothing: share s of the target spread evenly: ``(1 - s) y + s / classes``.
         from_logits: False for predictions that are probabilities.
+        offsets: one number a class, added to the logits within the loss alone: with tau times the
+            log of the classes' shares in training, the logits learn to do without these shares
+            (Menon et al. 2021, eq. 10; with tau 1 the balanced softmax of Ren et al. 2020).
         reduction: as of every Keras loss.
         name: as of every Keras loss.
         dtype: as of every Keras loss.
@@ -44,6 +48,7 @@ class FocalLoss(keras.losses.Loss):
         alpha: float | Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         from_logits: bool = True,
+        offsets: Sequence[float] | None = None,
         reduction: str = "sum_over_batch_size",
         name: str = "focal_loss",
         dtype: Any = None,
@@ -58,11 +63,16 @@ class FocalLoss(keras.losses.Loss):
             )
         self.gamma = gamma
         self.alpha = alpha if alpha is None or isinstance(alpha, (int, float)) else list(alpha)
+        if offsets is not None and not from_logits:
+            raise ValueError("offsets are for logits; set from_logits=True")
+        self.offsets = None if offsets is None else [float(offset) for offset in offsets]
         self.label_smoothing = label_smoothing
         self.from_logits = from_logits
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         y_pred = ops.cast(y_pred, "float32")
+        if self.offsets is not None:
+            y_pred = y_pred + ops.convert_to_tensor(self.offsets, dtype="float32")
         targets = _one_hot(y_true, y_pred.shape[-1])
         if self.label_smoothing:
             even = self.label_smoothing / y_pred.shape[-1]
@@ -95,6 +105,7 @@ class FocalLoss(keras.losses.Loss):
             **super().get_config(),
             "gamma": self.gamma,
             "alpha": self.alpha,
+            "offsets": self.offsets,
             "label_smoothing": self.label_smoothing,
             "from_logits": self.from_logits,
         }
@@ -144,20 +155,27 @@ class MacroF1(keras.metrics.Metric):
         return {**super().get_config(), "num_classes": self.num_classes}
 
 
-def build_loss(settings: LossConfig, num_classes: int) -> FocalLoss:
+def build_loss(settings: LossConfig, counts: Sequence[int] | np.ndarray) -> FocalLoss:
     """Return the loss that the settings name; cross-entropy is the focal loss of gamma 0.
+
+    Args:
+        settings: the ``loss`` section.
+        counts: training cells of each class, ``(classes,)``.
 
     Raises:
         ConfigError: ``loss.alpha`` does not fit the number of classes.
     """
-    alpha = settings.alpha
-    if isinstance(alpha, tuple) and len(alpha) != num_classes:
+    alpha, tau = settings.alpha, settings.logit_adjustment
+    if isinstance(alpha, tuple) and len(alpha) != len(counts):
         raise ConfigError(
-            f"loss.alpha: expected one weight for each of the {num_classes} classes, or a single "
+            f"loss.alpha: expected one weight for each of the {len(counts)} classes, or a single "
             f"number. Received: {len(alpha)} weights"
         )
     gamma = settings.gamma if settings.name == "focal" else 0.0
-    return FocalLoss(gamma, alpha, settings.label_smoothing, name=settings.name)
+    # A class without a cell is no target; any finite number will do.
+    shares = np.maximum(counts, 1) / np.sum(counts)
+    offsets = (tau * np.log(shares)).tolist() if tau else None
+    return FocalLoss(gamma, alpha, settings.label_smoothing, offsets=offsets, name=settings.name)
 
 
 def _one_hot(y_true: Any, classes: int) -> Any:

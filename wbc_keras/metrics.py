@@ -235,11 +235,11 @@ class Scorer:
         return {
             **_confusion_figures(confusion),
             "top2_accuracy": weights @ self._in_top2 / weights.sum(axis=1),
-            "macro_f1": _mean_where(true > 0, by_class["f1"]),
-            "macro_f1_at_least_20_cells": _mean_where((true > 0) & self._enough, by_class["f1"]),
-            "balanced_accuracy": _mean_where(true > 0, by_class["recall"]),
-            "macro_auroc": _mean_where(~np.isnan(aurocs), aurocs),
-            "macro_auprc": _mean_where(~np.isnan(aurocs), by_class["auprc"]),
+            "macro_f1": mean_where(true > 0, by_class["f1"]),
+            "macro_f1_at_least_20_cells": mean_where((true > 0) & self._enough, by_class["f1"]),
+            "balanced_accuracy": mean_where(true > 0, by_class["recall"]),
+            "macro_auroc": mean_where(~np.isnan(aurocs), aurocs),
+            "macro_auprc": mean_where(~np.isnan(aurocs), by_class["auprc"]),
             **self._calibration.figures(weights),
             **self._abnormal_figures(weights),
             **{
@@ -257,16 +257,10 @@ class Scorer:
 
     def _class_figures(self, weights: Array, confusion: Array) -> dict[str, Array]:
         """Return `SCORES`, each (draws, classes); NaN for a class without cells."""
-        hits = np.diagonal(confusion, axis1=1, axis2=2)
-        true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
-        precision = divide(hits, np.where(predicted > 0, predicted, 1.0))
         # One class at a time: what a ranking weighs is as large as the weights.
         ranked = [_rank_figures(ranking, weights) for ranking in self._rankings]
         auroc, auprc = (np.stack(one, axis=1) for one in zip(*ranked, strict=True))
-        f1 = divide(2 * hits, true + predicted)
-        recall, precision = divide(hits, true), np.where(true > 0, precision, np.nan)
-        columns = (precision, recall, np.where(true > 0, f1, np.nan), auroc, auprc)
-        return dict(zip(SCORES, columns, strict=True))
+        return scores_by_class(confusion) | {"auroc": auroc, "auprc": auprc}
 
     def _abnormal_figures(self, weights: Array) -> dict[str, Array]:
         names = ("auroc", "auprc", "sensitivity_at_95_specificity")
@@ -277,6 +271,23 @@ class Scorer:
         auprc = np.where(weighed.negatives > 0, weighed.auprc(), np.nan)
         values = (weighed.auroc(), auprc, weighed.sensitivity(0.95))
         return {f"abnormal_{name}": value for name, value in zip(names, values, strict=True)}
+
+
+def scores_by_class(confusion: Array) -> dict[str, Array]:
+    """Return precision, recall and F1 of each class, (draws, classes); NaN for one without cells.
+
+    Args:
+        confusion: (draws, true classes, predicted classes), as `Scorer.confusion` returns it.
+    """
+    hits = np.diagonal(confusion, axis1=1, axis2=2)
+    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    precision = divide(hits, np.where(predicted > 0, predicted, 1.0))
+    f1 = divide(2 * hits, true + predicted)
+    return {
+        "precision": np.where(true > 0, precision, np.nan),
+        "recall": divide(hits, true),
+        "f1": np.where(true > 0, f1, np.nan),
+    }
 
 
 def _rank_figures(ranking: Ranking, weights: Array) -> tuple[Array, Array]:
@@ -318,8 +329,8 @@ def _class_scores(
     return ClassScores(**values, support=support, intervals=bounds)
 
 
-def _mean_where(counted: npt.NDArray[np.bool_], values: Array) -> Array:
-    """Return the mean over the last axis of the counted values, NaN where there are none."""
+def mean_where(counted: npt.NDArray[np.bool_], values: Array) -> Array:
+    """Return the mean over the last axis of the counted values, NaN where none is counted."""
     return divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1))
 
 

@@ -27,7 +27,7 @@ NOVELTY_FILE = "novelty.npz"
 FIT_CELLS = 20_000  # of a training set at most: a covariance gains nothing from more
 _REFERENCES = 1_000  # kept for their neighbourhood; what makes the file small
 _AXES = 128  # of the covariance, the widest; across all others the spread is taken as even
-_NEIGHBOURS = 10
+NEIGHBOURS = 10
 _BLOCK = 2_000  # cells whose distances are held at once
 
 
@@ -77,8 +77,12 @@ class Novelty:
         How foreign a cell is, is the larger of its two shares of validation cells that are nearer.
         The mean score of some cells is their AUROC against the validation cells.
         """
-        known = Distances(*self.known.T.astype(np.float64))
-        return percentiles(self._farther(distances), self._farther(known))
+        return percentiles(self._farther(distances), self.farther_known)
+
+    @property
+    def farther_known(self) -> Array:
+        """(v,), the larger of both shares of each validation cell, rising."""
+        return np.sort(self._farther(Distances(*self.known.T.astype(np.float64))))
 
     def shares(self, distances: Distances) -> tuple[Array, Array]:
         """Return, each (n,), the share of validation cells that are nearer by either distance."""
@@ -103,7 +107,7 @@ class Novelty:
 
     def _to_neighbours(self, rows: Array) -> Array:
         square = _square_distances(_unit(rows), self.references.astype(np.float64))
-        place = min(_NEIGHBOURS, len(self.references)) - 1
+        place = min(NEIGHBOURS, len(self.references)) - 1
         distance: Array = np.sqrt(np.partition(square, place, axis=1)[:, place])
         return distance
 

@@ -19,10 +19,10 @@ from matplotlib.ticker import LogLocator
 from wbc_keras import runs
 from wbc_keras.bootstrap import bootstrap_intervals, plan_resampling
 from wbc_keras.cells import Cells, load_cells
+from wbc_keras.networks import ask
 from wbc_keras.non_cells import KINDS, draw_non_cell
 from wbc_keras.novelty import Novelty, spread_over_classes
 from wbc_keras.plots import save_figure
-from wbc_keras.predictor import ask
 from wbc_keras.prepared import Prepared
 from wbc_keras.selection import Selection
 from wbc_keras.synthetic import CLASS_NAMES, draw_cell

@@ -6,14 +6,13 @@ seed and epoch alone, so that a resumed run sees what the uninterrupted one woul
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import tensorflow as tf
 
-from wbc_keras.augment import CellAugmentation, draw_uniforms
+from wbc_keras.augment import draw_uniforms, make_augmentation
 from wbc_keras.cells import Cells
 from wbc_keras.config import AugmentConfig
+from wbc_keras.mixing import draw_mixing, mix
 
 
 def make_batches(
@@ -50,6 +49,8 @@ def make_training_batches(
     batch_size: int,
     seed: int,
     epochs: range,
+    weights_from: int = 0,
+    sampling_balance: float = 0.0,
 ) -> tf.data.Dataset:
     """Return shuffled, augmented batches of the given epochs, one after the other.
 
@@ -59,12 +60,15 @@ def make_training_batches(
 
     Args:
         cells: the training cells.
-        labels: int32 ``(n,)``.
+        labels: int32 ``(n,)``, or float32 ``(n, classes)``, one-hot, which mixing needs.
         weights: float32 ``(n,)``, each cell's weight in the loss.
         augment: strengths of the changes.
         batch_size: cells in a batch.
         seed: with the epoch's number, decides order and changes.
         epochs: numbers of the epochs, from 0; a resumed run starts above 0.
+        weights_from: the first epoch in which the weights count; before it, each cell weighs 1.
+        sampling_balance: 0 takes each cell once an epoch. Otherwise cells are drawn with repeats, a
+            class as often as its count to the power of 1 minus this (Kang et al. 2020, eq. 1).
 
     Returns:
         a dataset of ``(images float32 (batch, h, w, 3) 0-255, labels, weights)``.
@@ -72,26 +76,53 @@ def make_training_batches(
     count = len(cells)
     batch_size = min(batch_size, count)
     # Compiled, it takes a third of the time; every batch has the same shape.
-    change = tf.function(CellAugmentation(**dataclasses.asdict(augment)), jit_compile=True)
-    with tf.device("CPU:0"):
-        labels, weights = tf.constant(labels, tf.int32), tf.constant(weights, tf.float32)
-
+    change = tf.function(make_augmentation(augment), jit_compile=True)
+    is_mixed = augment.mixup > 0 or augment.cutmix > 0
+    if is_mixed and labels.ndim == 1:
+        raise ValueError("labels: mixing cells needs one-hot rows. Received: (n,)")
+    labels = np.asarray(labels, np.float32 if labels.ndim == 2 else np.int32)
+    weights = np.asarray(weights, np.float32)
     steps = count_steps(count, batch_size)
+    classes = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    chances = _chances(classes, sampling_balance) if sampling_balance else None
 
-    def draw(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order = np.random.default_rng([seed, int(epoch), 0]).permutation(count)
-        order = order[: steps * batch_size].reshape(steps, batch_size)
-        return order, draw_uniforms(count, seed=seed, epoch=int(epoch))[order]
+    def draw(epoch: np.ndarray) -> tuple[np.ndarray, ...]:
+        generator = np.random.default_rng([seed, int(epoch), 0])
+        if chances is None:
+            order = generator.permutation(count)[: steps * batch_size]
+        else:
+            order = generator.choice(count, steps * batch_size, p=chances)
+        # By place in the epoch when a cell may come twice, so that it comes changed differently.
+        place = order if chances is None else np.arange(len(order))
+        uniforms = draw_uniforms(count, seed=seed, epoch=int(epoch))[place]
+        weighing = weights[order] if epoch >= weights_from else np.ones_like(weights[order])
+        mixing = draw_mixing(
+            len(order), mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, epoch=int(epoch)
+        )
+        rows = (order, uniforms, labels[order], weighing, mixing)
+        return tuple(row.reshape(steps, batch_size, *row.shape[1:]) for row in rows)
+
+    types = (tf.int64, tf.float32, tf.as_dtype(labels.dtype), tf.float32, tf.float32)
 
     def make_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        order, uniforms = tf.numpy_function(draw, [epoch], (tf.int64, tf.float32))
-        order.set_shape((steps, batch_size))
-        uniforms.set_shape((steps, batch_size, None))
-        return tf.data.Dataset.from_tensor_slices((order, uniforms))
+        rows = tf.numpy_function(draw, [epoch], types)
+        for row, rest in zip(rows, ((), (None,), labels.shape[1:], (), (4,)), strict=True):
+            row.set_shape((steps, batch_size, *rest))
+        return tf.data.Dataset.from_tensor_slices(tuple(rows))
 
-    def read(order: tf.Tensor, uniforms: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        batch = change(_read_images(cells, order), uniforms)
-        return batch, tf.gather(labels, order), tf.gather(weights, order)
+    def read(
+        order: tf.Tensor, uniforms: tf.Tensor, *rest: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        labels, weights, mixing = rest
+        images = change(_read_images(cells, order), uniforms)
+        return mix(images, labels, weights, mixing) if is_mixed else (images, labels, weights)
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(make_epoch)
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+
+
+def _chances(labels: np.ndarray, balance: float) -> np.ndarray:
+    """Return each cell's chance of a draw, float64 ``(n,)``: that of its class, shared out."""
+    counts = np.bincount(labels)
+    chances = counts[labels] ** -float(balance)
+    return np.asarray(chances / chances.sum())

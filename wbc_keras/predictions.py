@@ -3,7 +3,8 @@
 Columns: ``file, label, predicted, confidence``, one probability per class, then the box
 ``roi_y0, roi_x0, roi_y1, roi_x1`` in relative units (0 to 1). A label that is not known is "".
 Then what is told of the answer, where the run has it: ``accepted`` (true or false), ``novelty``
-(0 to 1).
+(0 to 1). Of new pictures, ``error`` says what is wrong with one that cannot be used: its row has no
+class and no numbers, and is not accepted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ CELL_COLUMNS = ("file", "label", "predicted", "confidence")
 BOX_COLUMNS = ("roi_y0", "roi_x0", "roi_y1", "roi_x1")
 ACCEPTED = "accepted"
 NOVELTY = "novelty"
+ERROR = "error"
 
 
 def prediction_table(
@@ -33,6 +35,7 @@ def prediction_table(
     *,
     accepted: npt.NDArray[np.bool_] | None = None,
     novelty: npt.NDArray[np.floating] | None = None,
+    errors: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Return the table of n predicted cells.
 
@@ -44,6 +47,8 @@ def prediction_table(
         boxes: (n, 4) of y0, x0, y1, x1 in relative units, kept as float32.
         accepted: bool (n,), whether the answer is sure enough; no column if None.
         novelty: (n,), how foreign the cell is, kept as float32; no column if None.
+        errors: n texts, "" for a picture that was read; the others' numbers are NaN. No column if
+            None.
 
     Raises:
         DataError: lengths disagree, or a class has the name of another column.
@@ -62,7 +67,10 @@ def prediction_table(
             f"{shares.shape}, {len(class_names)} class names, boxes {corners.shape}"
         )
     cells = pd.DataFrame({"file": list(files), "label": list(labels)})
-    cells["predicted"] = [class_names[c] for c in shares.argmax(axis=1)]
+    names = [class_names[c] for c in shares.argmax(axis=1)]
+    if errors is not None:
+        names = ["" if error else name for name, error in zip(names, errors, strict=True)]
+    cells["predicted"] = names
     cells["confidence"] = shares.max(axis=1)
     columns = [pd.DataFrame(shares, columns=list(class_names))]
     columns.append(pd.DataFrame(corners, columns=list(BOX_COLUMNS)))
@@ -70,6 +78,8 @@ def prediction_table(
         columns.append(pd.DataFrame({ACCEPTED: accepted}))
     if novelty is not None:
         columns.append(pd.DataFrame({NOVELTY: np.asarray(novelty, np.float32)}))
+    if errors is not None:
+        columns.append(pd.DataFrame({ERROR: list(errors)}, dtype=str))
     return pd.concat([cells, *columns], axis=1)
 
 
@@ -84,10 +94,15 @@ def write_predictions(path: str | Path, table: pd.DataFrame) -> None:
     float32 is written with the fewest digits that read back to the same number, so the largest
     probability stays the largest.
     """
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(to_csv(table), encoding="utf-8", newline="")
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """Return the table as `write_predictions` writes it."""
     if ACCEPTED in table:
         table = table.assign(**{ACCEPTED: table[ACCEPTED].map({True: "true", False: "false"})})
-    with replacing(Path(path)) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -107,16 +122,22 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: cannot be read as a predictions table ({reason})") from error
     _check_columns(path, list(table.columns))
     end = _box_place(table.columns) + len(BOX_COLUMNS)
+    if ERROR in table:
+        # Of pictures that could not be used; empty elsewhere is a fault.
+        numbers = [*table.columns[3:end], *table.columns.intersection([NOVELTY])]
+        table.loc[table[ERROR] != "", numbers] = "nan"
     parts = [table.iloc[:, :3], _read_numbers(path, table.iloc[:, 3:end])]
     if ACCEPTED in table:
         parts.append(_read_accepted(path, table[ACCEPTED]).to_frame())
     if NOVELTY in table:
         parts.append(_read_numbers(path, table[[NOVELTY]]))
+    if ERROR in table:
+        parts.append(table[[ERROR]])
     return pd.concat(parts, axis=1)
 
 
 def _check_class_names(class_names: Sequence[str]) -> None:
-    reserved = {"", *CELL_COLUMNS, *BOX_COLUMNS, ACCEPTED, NOVELTY}
+    reserved = {"", *CELL_COLUMNS, *BOX_COLUMNS, ACCEPTED, NOVELTY, ERROR}
     taken = [name for name in class_names if name in reserved]
     if taken:
         raise DataError(

@@ -1,11 +1,19 @@
-"""Find and crop the cells beforehand: ``python -m wbc_keras.prepare --config FILE --data PATH``."""
+"""Find and crop the cells beforehand: ``python -m wbc_keras.prepare --config FILE --data PATH``.
+
+``--list`` shows what is kept in the cache, ``--remove-unused DAYS`` removes what no run has used.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wbc_keras.cache import Entry, cache_dir, list_entries, remove_unused
 from wbc_keras.commands import add_settings, load_tensorflow, make_parser, run_action
 from wbc_keras.config import Config, load_config
 from wbc_keras.errors import DataError
@@ -21,11 +29,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         "prepare",
         "Find and crop the cells of a source beforehand, once for all runs that need them.",
     )
-    add_settings(parser)
-    return run_action(_action, parser.parse_args(argv))
+    add_settings(parser, required=False)
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--list", action="store_true", help="show what is kept: size, last use, source"
+    )
+    kept.add_argument(
+        "--remove-unused",
+        type=_days,
+        metavar="DAYS",
+        help="remove what no run has used for so many days (0: all); it is made anew if needed",
+    )
+    arguments = parser.parse_args(argv)
+    action: Callable[[argparse.Namespace], None] = _prepare
+    if arguments.list or arguments.remove_unused is not None:
+        if arguments.config or arguments.data or arguments.set:
+            parser.error("--list and --remove-unused stand alone, without --config, --data, --set")
+        action = _list if arguments.list else _remove_unused
+    elif not arguments.config:
+        parser.error("the following arguments are required: --config")
+    return run_action(action, arguments)
 
 
-def _action(arguments: argparse.Namespace) -> None:
+def _days(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if (days := float(text)) >= 0:
+            return days
+    raise argparse.ArgumentTypeError(f"expected a number of days, 0 or more. Received: {text}")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    _print_entries(list_entries(), "in")
+
+
+def _remove_unused(arguments: argparse.Namespace) -> None:
+    _print_entries(remove_unused(arguments.remove_unused), "removed from")
+
+
+def _print_entries(entries: Sequence[Entry], where: str) -> None:
+    for entry in entries:
+        name = f"{entry.folder.parent.name}/{entry.folder.name}"
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        size = f"{entry.size / 1e6:,.1f} MB"
+        print(f"{size:>12}  used {used}  {name}  {_source_of(entry.folder)}".rstrip())
+    print(f"{sum(entry.size for entry in entries) / 1e6:,.1f} MB {where} {cache_dir()}")
+
+
+def _source_of(folder: Path) -> str:
+    """Return what something was made from, where it says so."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((folder / "about.json").read_text(encoding="utf-8"))["source"])
+    return ""
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, overrides=arguments.set).with_source(arguments.data)
     manifest, prepared = prepare_cells(config)
     from wbc_keras.images import describe_bad

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import json
 import logging
 import math
@@ -27,7 +26,7 @@ import pandas as pd
 import tensorflow as tf
 
 from wbc_keras import cells, headers, images, localize, stain
-from wbc_keras.cache import cache_dir, materialise
+from wbc_keras.cache import cache_dir, hash_files, materialise
 from wbc_keras.cells import CHUNK, Cells, StoredImages, iter_chunks
 from wbc_keras.commands import silent_stderr
 from wbc_keras.config import RoiConfig
@@ -100,7 +99,12 @@ def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) 
     Raises:
         DataError: the cache cannot be written or its disk has too little room.
     """
-    key = _hash_all(manifest, roi=roi, image_size=image_size)
+    key = hash_files(
+        manifest.root,
+        manifest.table["file"],
+        code=(cells, headers, images, localize, stain),
+        settings=[dataclasses.asdict(roi), image_size, tf.__version__],
+    )
     folder = cache_dir() / "prepared" / key[:32]
     shape = (len(manifest.table), *image_size, 3)
     materialise(
@@ -120,27 +124,6 @@ def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) 
         boxes=np.load(folder / "boxes.npy"),
         found=np.load(folder / "found.npy"),
     )
-
-
-def _hash_all(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) -> str:
-    """Hash what decides the cells: the files as they are now, the settings and the code."""
-    digest = hashlib.sha256()
-    for module in (cells, headers, images, localize, stain):
-        digest.update(Path(str(module.__file__)).read_bytes())
-    settings = [dataclasses.asdict(roi), image_size, tf.__version__]
-    digest.update(json.dumps(settings).encode())
-    digest.update(os.fsencode(manifest.root.resolve()))
-    for file in manifest.table["file"]:
-        digest.update(_describe_file(manifest.root, file))
-    return digest.hexdigest()
-
-
-def _describe_file(root: Path, file: str) -> bytes:
-    try:
-        status = os.stat(os.path.join(root, file))
-    except OSError:
-        return os.fsencode(f"{file}\0gone\n")
-    return os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n")
 
 
 # Writing

@@ -27,6 +27,9 @@ from wbc_keras.errors import RunError
 
 logger = logging.getLogger(__name__)
 
+# Run folders that come with a checkout of the project; each is known by its folder's name.
+SHIPPED = Path(__file__).resolve().parents[1] / "artifacts" / "models"
+
 _PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "scikit-learn", "pandas")
 
 
@@ -65,7 +68,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     older = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        make_readable(temporary)
         if folder.exists():
             os.replace(folder, older)
         try:
@@ -77,6 +80,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def make_readable(folder: Path) -> None:
+    """Give a temporary folder, which is private, the rights of any folder of the user."""
+    folder.chmod(0o777 & ~_umask())
 
 
 def _clear_killed(folder: Path) -> None:
@@ -180,19 +188,40 @@ class Run:
         return self.folder / "splits.csv"
 
 
+def find_folder(name: str | Path) -> Path:
+    """Return the folder that ``name`` means: a path, or else the model shipped under this name."""
+    path = Path(name).expanduser()
+    shipped = SHIPPED / path
+    is_name = len(path.parts) == 1 and not path.exists() and shipped.is_dir()
+    return shipped if is_name else path
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models that come with the project."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/model.keras"))
+
+
+def say_shipped() -> str:
+    """Return the end of a sentence that asks for a model: which names would do."""
+    names = shipped_models()
+    return f" or the name of a shipped model: {', '.join(names)}" if names else ""
+
+
 def open_run(folder: str | Path, *, needs_model: bool = True) -> Run:
     """Read a run folder.
 
     Args:
-        folder: what train wrote.
+        folder: what train wrote, or the name of a shipped model.
         needs_model: whether its model must still be there.
 
     Raises:
         RunError: it is not a run folder, or training has not written a model yet.
     """
-    folder = Path(folder)
+    folder = find_folder(folder)
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder; give the folder that train wrote (--run)")
+        raise RunError(
+            f"{folder}: no such run folder; give the folder that train wrote (--run){say_shipped()}"
+        )
     for name in ("config.yaml", "classes.json", *(["model.keras"] if needs_model else [])):
         if not (folder / name).is_file():
             raise RunError(

@@ -1,11 +1,19 @@
-"""One pass over the picture files: what each header says, and a few figures; no picture is kept."""
+"""One pass over the picture files: what each header says, and a few figures; no picture is kept.
+
+What was seen, and the copies found, are kept in the cache for training: `survey_once`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+import json
+import logging
 import os
+import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +24,28 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from wbc_keras import duplicates, headers
+from wbc_keras.cache import cache_dir, hash_files, materialise
 from wbc_keras.commands import silent_stderr
 from wbc_keras.duplicates import SIDE, Copies, Pictures, find_copies, fingerprint, shrink
 from wbc_keras.headers import Header, HeaderError, HugeError, read_header
 
+logger = logging.getLogger(__name__)
+
 # Grey levels of standard deviation under which nothing is to be seen on the small picture.
 BLANK = 4.0
+_COLUMNS = ("sizes", "digests", "contrasts", "colours", "fingerprints")
+# What a survey that is not there, cut short or damaged raises.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _BATCH = 2048
 _REMEMBERED = 4096
 
@@ -114,6 +138,57 @@ def survey_pictures(root: Path, files: Sequence[str]) -> Survey:
             for column, values in zip(columns, part, strict=True):
                 column[start : start + len(looks)] = values
     return Survey(root, files, faults, forms, *columns)
+
+
+def survey_once(root: Path, files: Sequence[str]) -> tuple[Survey, Copies]:
+    """Return what `survey_pictures` sees of the files, and the copies among them.
+
+    Looked at the first time; then read from the cache for as long as no file changes size or time.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    code = (sys.modules[__name__], duplicates, headers)
+    key = hash_files(root, files, code=code, settings=cv2.__version__)
+    folder = cache_dir() / "surveys" / key[:32]
+    materialise(
+        folder,
+        lambda target: _write(target, root, files),
+        is_whole=lambda path: _is_whole(path, len(files)),
+    )
+    columns, about = _read(folder)
+    faults = {int(row): Fault(*fault) for row, fault in about["faults"].items()}
+    forms = {int(row): form for row, form in about["forms"].items()}
+    units = columns.pop("units")
+    return Survey(root, files, faults, forms, **columns), Copies(units)
+
+
+def _write(folder: Path, root: Path, files: Sequence[str]) -> None:
+    logger.info("looking for copies among %d pictures", len(files))
+    survey = survey_pictures(root, files)
+    columns = {name: getattr(survey, name) for name in _COLUMNS}
+    np.savez(folder / "survey.npz", units=survey.find_copies().units, **columns)
+    faults = {row: dataclasses.astuple(fault) for row, fault in survey.faults.items()}
+    about = {"source": str(root), "faults": faults, "forms": survey.forms}
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _is_whole(folder: Path, count: int) -> bool:
+    """Tell whether a survey is there and can be read; the archive holds checksums."""
+    try:
+        columns, about = _read(folder)
+        return {"faults", "forms"} <= about.keys() and all(
+            len(columns[name]) == count for name in ("units", *_COLUMNS)
+        )
+    except _UNREADABLE:
+        return False
+
+
+def _read(folder: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    # Opened here: NumPy leaves a file that it cannot read open.
+    with (folder / "survey.npz").open("rb") as stream, np.load(stream) as stored:
+        columns = {name: stored[name] for name in stored.files}
+    return columns, json.loads((folder / "about.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def train(
     plan = plan_data(config)
     if resume:
         _require_same_splits(folder, plan)
-    return _train_planned(config, plan, folder=folder, dry_run=dry_run)
+    return train_planned(config, plan, folder=folder, dry_run=dry_run)
 
 
 def _run_in_order() -> None:
@@ -203,8 +203,14 @@ def plan_data(config: Config) -> DataPlan:
     )
 
 
-def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool) -> Path:
+def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool = False) -> Path:
+    """Build the network and train it on planned cells; a dry run stops when it is built.
+
+    Raises:
+        WbcError: a setting that does not fit the network or the classes.
+    """
     import keras
+    import numpy as np
 
     from wbc_keras.classifier import build_classifier
     from wbc_keras.fitting import fit
@@ -219,7 +225,8 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
         )
         _print_banner(config, plan, model=model, device=device, folder=folder)
         # Now, before the folder is written: loss.alpha may not fit the classes.
-        build_loss(config.loss, len(plan.class_names))
+        train_labels = plan.labels()[plan.assignment == "train"]
+        build_loss(config.loss, np.bincount(train_labels, minlength=len(plan.class_names)))
         if dry_run:
             return folder
         _write_plan(config, plan, folder)
@@ -244,8 +251,8 @@ def _train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: boo
 def _decide(run: runs.Run, plan: DataPlan) -> None:
     """Fit what surrounds the best model: temperature, thresholds, novelty; and keep it."""
     from wbc_keras.decisions import fit_decisions, write_decisions
+    from wbc_keras.networks import ask, load_network
     from wbc_keras.novelty import FIT_CELLS, fit_novelty, write_novelty
-    from wbc_keras.predictor import ask, load_network
 
     network = load_network(run)
     train, validation = plan.load("train", at_most=FIT_CELLS), plan.load("validation")
@@ -354,8 +361,9 @@ def _print_banner(
     for note in plan.notes:
         print(f"note: {note}")
     settings = config.model
+    attention = settings.attention + (" at stages" if settings.attention_at == "stages" else "")
     print(
-        f"model {settings.backbone} + {settings.attention}, weights {settings.weights}, "
+        f"model {settings.backbone} + {attention}, weights {settings.weights}, "
         f"{model.count_params():,} parameters, {'x'.join(map(str, config.data.image_size))} px"
     )
     print(f"loss {config.loss.name}, class weights {config.loss.class_weight}")

@@ -19,10 +19,10 @@ from wbc_keras.gradcam import Heatmaps
 from wbc_keras.labels import abnormal_classes
 from wbc_keras.manifest.table import REANNOTATIONS
 from wbc_keras.metrics import Evaluation, evaluate_predictions
+from wbc_keras.networks import ask, load_network
 from wbc_keras.novelty import read_novelty
 from wbc_keras.novelty_report import describe_foreign, describe_novelty
 from wbc_keras.predictions import prediction_table
-from wbc_keras.predictor import ask, load_network
 from wbc_keras.prepared import Prepared, prepare
 from wbc_keras.probabilities import softmax
 from wbc_keras.runs import Run

@@ -1,0 +1,136 @@
+"""A run's network in other formats: the same probabilities, or none."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+
+from wbc_keras import engines, formats
+from wbc_keras.cells import load_cells
+from wbc_keras.errors import RunError
+from wbc_keras.export import main
+from wbc_keras.formats import load_engine
+from wbc_keras.predict import predict
+from wbc_keras.predictions import class_columns, read_predictions
+from wbc_keras.runs import open_run
+
+
+@pytest.fixture(scope="module")
+def scored(trained_run, evaluation, drawn_cells):
+    """Crops of the test cells, and what evaluation wrote of them."""
+    table = read_predictions(evaluation / "predictions.csv")
+    config = open_run(trained_run).config
+    paths = [drawn_cells / file for file in table["file"]]
+    images = load_cells(paths, roi=config.roi, image_size=config.data.image_size).images
+    return images, table[class_columns(table)].to_numpy()
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino", "litert", "keras"])
+def exported(request, trained_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formats") / request.param
+    command = ["--run", str(trained_run), "--format", request.param, "--output", str(folder)]
+    assert main(command) == 0
+    return request.param, folder
+
+
+def test_exported_network_gives_what_evaluation_wrote(exported, scored):
+    name, folder = exported
+    images, expected = scored
+    if name == "keras":
+        given = keras.models.load_model(folder / "model.keras")(images)["probabilities"]
+    else:
+        given = engines.open_engine(name, folder)(images).probabilities
+    np.testing.assert_allclose(given, expected, atol=1e-4)
+
+
+def test_exported_network_says_what_it_takes(exported, trained_run):
+    name, folder = exported
+    about = json.loads((folder / "about.json").read_text())
+    assert about["format"] == name
+    assert about["classes"] == list(open_run(trained_run).class_names)
+    assert about["input"]["shape"] == [None, 48, 48, 3]
+    if name == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        assert [one.name for one in session.get_inputs()] == ["images"]
+
+
+def test_threads_share_an_engine(trained_run, scored):
+    images, expected = scored
+    engine = load_engine(open_run(trained_run), "openvino", workers=4)
+    with ThreadPoolExecutor(4) as pool:
+        for answer in pool.map(engine, [images] * 16):
+            np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+
+
+def test_every_engine_predicts_the_same(trained_run, drawn_cells):
+    tables = {name: predict(trained_run, drawn_cells, engine=name) for name in formats.ENGINES}
+    first = tables.pop("tensorflow")
+    for name, table in tables.items():
+        assert list(table.columns) == list(first.columns), name
+        numbers = table.select_dtypes("float32").columns
+        np.testing.assert_allclose(table[numbers], first[numbers], atol=1e-4)
+        assert table["predicted"].equals(first["predicted"]), name
+
+
+def test_network_is_converted_once(trained_run, monkeypatch):
+    run = open_run(trained_run)
+    load_engine(run, "openvino")
+
+    def convert(*_):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(formats, "convert", convert)
+    load_engine(run, "openvino")
+
+
+# Bad input
+
+
+def test_network_that_does_not_give_the_same_is_refused(run_copy, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(formats, "TOLERANCE", -1.0)
+    # Another temperature: not in the cache.
+    decisions = json.loads((run_copy / "decision.json").read_text())
+    (run_copy / "decision.json").write_text(json.dumps(decisions | {"temperature": 1.25}))
+    with pytest.raises(RunError, match="probabilities differ by"):
+        formats.export_format(run_copy, "openvino", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    load_engine(open_run(run_copy), "auto")
+    assert "going on with TensorFlow" in caplog.text
+
+
+def test_missing_package_is_named_with_its_extra(trained_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(engines.PACKAGES, "onnx", ("no_such_runtime",))
+    command = ["--run", str(trained_run), "--format", "onnx", "--output", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "pip install 'wbc_keras[onnx]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_without_packages_is_tensorflow(trained_run, scored, monkeypatch):
+    monkeypatch.setitem(engines.PACKAGES, "openvino", ("no_such_runtime",))
+    images, expected = scored
+    answer = load_engine(open_run(trained_run), "auto")(images)
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+
+
+def test_folder_of_something_else_is_not_replaced(trained_run, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    command = ["--run", str(trained_run), "--format", "keras", "--output", str(tmp_path)]
+    assert main(command) == 2
+    assert "holds notes.txt" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_damaged_network_is_refused(exported, tmp_path):
+    name, _ = exported
+    if name == "keras":
+        pytest.skip("read by Keras itself")
+    (tmp_path / engines.FILES[name]).write_bytes(b"no network")
+    with pytest.raises(RunError, match="cannot be opened"):
+        engines.open_engine(name, tmp_path)

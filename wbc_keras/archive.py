@@ -1,0 +1,268 @@
+"""An archive of pictures, any number of them, through a predictor into one table.
+
+Memory stays flat. What is done is kept in parts beside the output until all is there; a run that
+was killed goes on after its last whole part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pandas as pd
+from tqdm.auto import tqdm
+
+from wbc_keras import runs
+from wbc_keras.cache import hash_file
+from wbc_keras.cells import CHUNK, map_ahead
+from wbc_keras.commands import silent_stderr
+from wbc_keras.errors import DataError
+from wbc_keras.images import BadImage, read_file
+from wbc_keras.manifest import Manifest
+from wbc_keras.predictions import ERROR, to_csv
+from wbc_keras.predictor import Predictor, model_files
+
+PART = 16 * CHUNK  # rows; what a kill loses at most
+
+_ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a finished table holds: how many cells of each class, and pictures not read."""
+
+    predicted: Counter[str]
+    bad: int
+
+
+def classify_chunks(
+    predictor: Predictor, manifest: Manifest, *, start: int = 0, overlays: Path | None = None
+) -> Iterator[pd.DataFrame]:
+    """Yield the tables of up to 64 pictures each, in order, in flat memory.
+
+    Args:
+        predictor: loaded for as many workers as there are cores.
+        manifest: the pictures.
+        start: rows to leave out.
+        overlays: where each picture under its heatmap is written, as ``<file>.png``; the predictor
+            must give them.
+    """
+    files, labels = manifest.table["file"], manifest.table["label"]
+    slices = (slice(row, row + CHUNK) for row in range(start, len(files), CHUNK))
+    chunks = ((list(files.iloc[rows]), list(labels.iloc[rows])) for rows in slices)
+    work = partial(_classify, predictor, manifest.root, overlays)
+    yield from map_ahead(lambda chunk: work(*chunk), chunks)
+
+
+def _classify(
+    predictor: Predictor,
+    root: Path,
+    overlays: Path | None,
+    files: list[str],
+    labels: list[str],
+) -> pd.DataFrame:
+    encoded, unread = [], {}
+    for place, file in enumerate(files):
+        try:
+            encoded.append(read_file(root / file))
+        except BadImage as fault:
+            encoded.append(b"")
+            unread[place] = fault.reason
+    predictions = predictor.predict(encoded, names=files)
+    reasons = enumerate(predictions.errors)
+    errors = tuple(unread.get(place, reason) for place, reason in reasons)
+    if overlays is not None:
+        _write_overlays(overlays, files, predictions.overlays or ())
+    return predictor.table_of(dataclasses.replace(predictions, errors=errors), files, labels)
+
+
+def _write_overlays(folder: Path, files: Iterable[str], overlays: Iterable[bytes]) -> None:
+    for file, png in zip(files, overlays, strict=True):
+        if png:
+            with runs.replacing(folder / f"{file}.png") as temporary:
+                temporary.write_bytes(png)
+
+
+def classify_archive(
+    predictor: Predictor,
+    manifest: Manifest,
+    output: Path,
+    *,
+    about: dict[str, Any],
+    resume: bool = False,
+    overlays: Path | None = None,
+) -> Tally:
+    """Write the table of all pictures, whole or not at all, with a progress bar.
+
+    Args:
+        predictor: loaded for as many workers as there are cores.
+        manifest: the pictures.
+        output: a .csv or a .parquet.
+        about: what decides the answers, see `describe`; a run is gone on with if it is the same.
+        resume: whether to go on after the whole parts that a killed run left.
+        overlays: as for `classify_chunks`.
+
+    Raises:
+        DataError: a killed run's parts are there and may not or cannot be gone on with, or another
+            run is at work on them.
+    """
+    with _open_parts(output, about=about, resume=resume) as parts:
+        done = min(len(parts.done()) * PART, len(manifest.table))
+        chunks = classify_chunks(predictor, manifest, start=done, overlays=overlays)
+        with _progress(len(manifest.table), done) as bar:
+            for table in _gather(chunks, bar):
+                parts.add(table)
+        return parts.finish()
+
+
+def describe(
+    model: Path, manifest: Manifest, *, engine: str, overlays: Path | None
+) -> dict[str, Any]:
+    """Return what decides a table: hashes of the model and of the pictures' names and labels."""
+    rows, files = hashlib.sha256(), hashlib.sha256()
+    rows.update(os.fsencode(manifest.root.resolve()))
+    for row in zip(manifest.table["file"], manifest.table["label"], strict=True):
+        rows.update(repr(row).encode())
+    for path in model_files(model):
+        files.update(f"{path.relative_to(model).as_posix()} {hash_file(path)}\n".encode())
+    return {
+        "--data": rows.hexdigest(),
+        "--model": files.hexdigest(),
+        "--engine": engine,
+        "--heatmaps": str(overlays.resolve()) if overlays else None,
+    }
+
+
+def part_folder(output: Path) -> Path:
+    """Return where the parts of an unfinished table lie."""
+    return output.with_name(f"{output.name}.parts")
+
+
+@contextlib.contextmanager
+def _open_parts(output: Path, *, about: dict[str, Any], resume: bool) -> Iterator[_Parts]:
+    folder = part_folder(output)
+    _require_fresh(folder, about, resume=resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # The system frees it when its holder dies.
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            if not (folder / _ABOUT).exists():
+                runs.write_json(folder / _ABOUT, about)
+            yield _Parts(folder, output)
+    except filelock.Timeout:
+        raise DataError(
+            f"{output}: another run is writing it; wait for that, or choose another --output"
+        ) from None
+
+
+def _require_fresh(folder: Path, about: dict[str, Any], *, resume: bool) -> None:
+    """Raise DataError if ``folder`` holds parts that cannot, or may not, be gone on with."""
+    if not folder.exists():
+        return
+    if not resume:
+        raise DataError(
+            f"{folder}: holds what an unfinished run has done; --resume goes on with it, or remove "
+            "it to begin anew"
+        )
+    try:
+        found = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        found = {}
+    changed = [name for name, value in about.items() if found.get(name, "?") != value]
+    if changed:
+        raise DataError(
+            f"{folder}: was begun with another {', '.join(changed)}; resume with the same, or "
+            "remove it to begin anew"
+        )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of a table, numbered files of the output's own format."""
+
+    folder: Path
+    output: Path
+
+    def done(self) -> list[Path]:
+        return sorted(self.folder.glob(f"[0-9]*{self.output.suffix}"))
+
+    def add(self, table: pd.DataFrame) -> None:
+        path = self.folder / f"{len(self.done()):08}{self.output.suffix}"
+        with runs.replacing(path) as temporary:
+            if self.output.suffix == ".parquet":
+                table.to_parquet(temporary, index=False)
+            else:
+                temporary.write_text(to_csv(table), encoding="utf-8", newline="")
+
+    def finish(self) -> Tally:
+        """Join the parts into the output and remove them."""
+        join = _join_parquet if self.output.suffix == ".parquet" else _join_csv
+        with runs.replacing(self.output) as temporary:
+            tally = join(self.done(), temporary)
+        shutil.rmtree(self.folder)
+        return tally
+
+
+def _join_csv(parts: list[Path], output: Path) -> Tally:
+    tally = Tally(Counter(), 0)
+    with output.open("wb") as joined:
+        for number, path in enumerate(parts):
+            text = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
+            header = len(to_csv(text.iloc[:0]).encode()) if number else 0
+            joined.write(path.read_bytes()[header:])
+            tally = _add(tally, text)
+    return tally
+
+
+def _join_parquet(parts: list[Path], output: Path) -> Tally:
+    from pyarrow import parquet
+
+    tally = Tally(Counter(), 0)
+    with parquet.ParquetWriter(output, parquet.read_schema(parts[0])) as joined:
+        for path in parts:
+            rows = parquet.read_table(path)
+            joined.write_table(rows)
+            tally = _add(tally, rows.select(["predicted", ERROR]).to_pandas())
+    return tally
+
+
+def _add(tally: Tally, table: pd.DataFrame) -> Tally:
+    names = Counter(table.loc[table[ERROR] == "", "predicted"])
+    return Tally(tally.predicted + names, tally.bad + int((table[ERROR] != "").sum()))
+
+
+def _gather(chunks: Iterator[pd.DataFrame], bar: Any) -> Iterator[pd.DataFrame]:
+    """Put chunks together into parts, and move the bar on with each chunk."""
+    waiting: list[pd.DataFrame] = []
+    for table in chunks:
+        bar.update(len(table))
+        waiting.append(table)
+        if len(waiting) * CHUNK == PART:
+            yield pd.concat(waiting, ignore_index=True)
+            waiting = []
+    if waiting:
+        yield pd.concat(waiting, ignore_index=True)
+
+
+@contextlib.contextmanager
+def _progress(total: int, done: int) -> Iterator[Any]:
+    """Show a bar with rate and time left, and hide what libjpeg writes of each damaged file."""
+    with (
+        os.fdopen(os.dup(2), "w") as shown,
+        tqdm(total=total, initial=done, unit=" pictures", file=shown, smoothing=0.05) as bar,
+        silent_stderr(),
+    ):
+        yield bar

@@ -1,0 +1,157 @@
+"""What runs a network that lies in a file: TensorFlow, OpenVINO, ONNX Runtime or LiteRT.
+
+An engine is a function from cropped cells, uint8 ``(n, height, width, 3)``, to `Answer`. Threads
+may call one engine at once: it is opened for so many ``workers``, who share the cores.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from wbc_keras.errors import RunError
+
+# Name -> the file of its network, the packages it needs, and the extra that installs them.
+FILES = {"onnx": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
+PACKAGES = {
+    "onnx": ("onnxruntime", "onnx", "tf2onnx"),
+    "openvino": ("openvino",),
+    "litert": ("ai_edge_litert",),
+}
+# Set while nothing else writes to it: a difference of the last bits is the arithmetic's.
+TOLERANCE = 1e-4
+
+
+class Answer(NamedTuple):
+    """What a network says of n cells.
+
+    probabilities: float32 ``(n, classes)``, calibrated. features: float32 ``(n, channels)``, the
+    pooled feature map, which novelty is measured by.
+    """
+
+    probabilities: np.ndarray
+    features: np.ndarray
+
+
+Engine = Callable[[np.ndarray], Answer]
+
+
+def is_installed(name: str) -> bool:
+    """Tell whether what an engine needs, to convert a network and to run it, is there."""
+    return all(importlib.util.find_spec(package) for package in PACKAGES.get(name, ()))
+
+
+def require_installed(name: str) -> None:
+    """Raise RunError, naming the extra to install, unless `is_installed`."""
+    if not is_installed(name):
+        missing = [one for one in PACKAGES[name] if not importlib.util.find_spec(one)]
+        raise RunError(
+            f"{name}: {', '.join(missing)} is not installed; pip install 'wbc_keras[{name}]'"
+        )
+
+
+def open_engine(name: str, folder: Path, *, workers: int = 1) -> Engine:
+    """Open the network that lies in ``folder`` under the name of `FILES`.
+
+    Args:
+        name: onnx, openvino or litert.
+        folder: what `formats.convert` wrote.
+        workers: threads that will call it at once. One gets all cores for itself; of several each
+            gets its share, which makes more of the cores than one call on all of them.
+
+    Raises:
+        RunError: its packages are missing, or the file cannot be read.
+    """
+    require_installed(name)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    opener = {"onnx": _open_onnx, "openvino": _open_openvino, "litert": _open_litert}[name]
+    try:
+        return opener(folder / FILES[name], workers, threads)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"{folder / FILES[name]}: cannot be opened ({reason})") from error
+
+
+def open_tensorflow(network: Any, *, compiled: bool = False) -> Engine:
+    """Return an engine of a network of `formats.Network`; ``compiled`` by XLA for each batch size.
+
+    Every batch size costs XLA seconds, or minutes, the first time.
+    """
+    run = tf.function(network.classify, jit_compile=True) if compiled else network.classify
+
+    def answer(images: np.ndarray) -> Answer:
+        outputs = run(tf.constant(images))
+        return Answer(outputs["probabilities"].numpy(), outputs["features"].numpy())
+
+    return answer
+
+
+def differ(one: Engine, other: Engine, images: np.ndarray) -> float:
+    """Return the largest difference between two engines' probabilities."""
+    return float(np.abs(one(images).probabilities - other(images).probabilities).max())
+
+
+def _open_openvino(path: Path, workers: int, threads: int) -> Engine:
+    openvino = _load("openvino")
+    settings = {
+        # Left to itself it computes in bfloat16 where the processor can.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": workers,
+        "INFERENCE_NUM_THREADS": threads * workers,
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    own = _PerThread(compiled.create_infer_request)
+
+    def answer(images: np.ndarray) -> Answer:
+        outputs = own.get().infer({"images": images})
+        return Answer(np.array(outputs["probabilities"]), np.array(outputs["features"]))
+
+    return answer
+
+
+def _open_onnx(path: Path, workers: int, threads: int) -> Engine:
+    runtime = _load("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: Answer(*session.run(list(Answer._fields), {"images": images}))
+
+
+def _open_litert(path: Path, workers: int, threads: int) -> Engine:
+    interpreter = _load("ai_edge_litert.interpreter").Interpreter
+
+    def make() -> Any:
+        return interpreter(model_path=str(path), num_threads=threads).get_signature_runner()
+
+    make()  # A file that is no network shows itself here.
+    own = _PerThread(make)
+
+    def answer(images: np.ndarray) -> Answer:
+        outputs = own.get()(images=images)
+        return Answer(outputs["probabilities"], outputs["features"])
+
+    return answer
+
+
+def _load(module: str) -> ModuleType:
+    return importlib.import_module(module)
+
+
+class _PerThread:
+    """One object for each thread that asks, as requests and interpreters serve one at a time."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._own = make, threading.local()
+
+    def get(self) -> Any:
+        if not hasattr(self._own, "value"):
+            self._own.value = self._make()
+        return self._own.value
