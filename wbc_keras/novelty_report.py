@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from wbc_keras import runs
 from wbc_keras.bootstrap import bootstrap_intervals, plan_resampling
@@ -118,9 +119,10 @@ def plot_novelty(scored: pd.DataFrame, foreign: pd.DataFrame, *, ax: Axes | None
     ax.set_yticks(range(len(names)), names)
     ax.set_xscale("log")
     ax.set_xlabel("Mahalanobis distance; beyond the dashed line lies 1 % of the validation cells")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter("{x:g}")
-    ax.grid(axis="x", which="both", color="0.9")
+    ax.xaxis.set_minor_formatter("")
+    ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     ax.tick_params(axis="x", which="both", length=3, pad=3)
     ax.tick_params(axis="y", length=0)
