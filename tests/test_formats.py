@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from wbc_keras import engines, formats
+from wbc_keras import export as export_command
+from wbc_keras import predict as predict_command
 from wbc_keras.cells import load_cells
 from wbc_keras.errors import RunError
 from wbc_keras.export import main
@@ -76,6 +78,12 @@ def test_every_engine_predicts_the_same(trained_run, drawn_cells):
         numbers = table.select_dtypes("float32").columns
         np.testing.assert_allclose(table[numbers], first[numbers], atol=1e-4)
         assert table["predicted"].equals(first["predicted"]), name
+
+
+def test_commands_offer_what_there_is():
+    # They name the choices themselves, as --help loads no TensorFlow.
+    assert predict_command.ENGINES == formats.ENGINES
+    assert export_command.FORMATS == ("saved_model", *formats.FORMATS)
 
 
 def test_network_is_converted_once(trained_run, monkeypatch):

@@ -14,6 +14,9 @@ from wbc_keras.headers import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
+# `formats` has the others, whose import would load TensorFlow.
+FORMATS = ("saved_model", "onnx", "openvino", "litert", "keras")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="folder (default: RUN/<format>)")
     parser.add_argument(
         "--format",
-        choices=["saved_model", "onnx", "openvino", "litert", "keras"],
+        choices=FORMATS,
         default="saved_model",
         help="saved_model takes encoded pictures, the others cropped cells (docs/formats.md)",
     )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from wbc_keras.archive import Tally
     from wbc_keras.manifest import Manifest
 
-_ENGINES = ("auto", "tensorflow", "openvino", "onnx", "litert")
+# As in `formats`, whose import would load TensorFlow.
+ENGINES = ("auto", "tensorflow", "openvino", "onnx", "litert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="the table to write, .csv or .parquet")
     parser.add_argument(
         "--engine",
-        choices=_ENGINES,
+        choices=ENGINES,
         default="auto",
         help="what runs the network (default: auto, the fastest that is installed)",
     )
