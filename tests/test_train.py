@@ -407,7 +407,7 @@ def test_leftovers_of_a_kill_before_the_first_file_do_not_stop_the_run(
 ):
     """A folder that holds nothing but a half-written config is as good as empty."""
     folder = make_cells(tmp_path / "run", {".config.yaml.a1b2c3d4.yaml": b"name: ha"})
-    monkeypatch.setattr("wbc_keras.train._train_planned", lambda *_, folder, dry_run: folder)
+    monkeypatch.setattr("wbc_keras.train.train_planned", lambda *_, folder, **__: folder)
     arguments = ["--config", str(config), "--data", str(cells), "--output", str(folder)]
     assert main([*arguments, "--resume"]) == 0
     assert not any(folder.iterdir())
