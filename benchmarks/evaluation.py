@@ -52,7 +52,16 @@ def train_small(folder: Path) -> Path:
     """Train the demo's network for an epoch, which is enough for a model that makes mistakes."""
     settings = ["train.epochs=1", "train.head_epochs=0", "data.synthetic.cells=300"]
     sets = [word for setting in settings for word in ("--set", setting)]
-    call("train", "--config", "configs/demo.yaml", "--output", str(folder / "run"), *sets)
+    call(
+        "train",
+        "--config",
+        "configs/demo.yaml",
+        "--data",
+        "synthetic",
+        "--output",
+        str(folder / "run"),
+        *sets,
+    )
     return folder / "run"
 
 
