@@ -83,7 +83,7 @@ def test_every_engine_predicts_the_same(trained_run, drawn_cells):
 def test_commands_offer_what_there_is():
     # They name the choices themselves, as --help loads no TensorFlow.
     assert predict_command.ENGINES == formats.ENGINES
-    assert export_command.FORMATS == ("saved_model", *formats.FORMATS)
+    assert ("saved_model", *formats.FORMATS) == export_command.FORMATS
 
 
 def test_network_is_converted_once(trained_run, monkeypatch):
