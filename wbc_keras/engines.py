@@ -75,7 +75,7 @@ def open_engine(name: str, folder: Path, *, workers: int = 1) -> Engine:
     opener = {"onnx": _open_onnx, "openvino": _open_openvino, "litert": _open_litert}[name]
     try:
         return opener(folder / FILES[name], workers, threads)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # each runtime raises its own kind
         reason = str(error).strip().splitlines()[0]
         raise RunError(f"{folder / FILES[name]}: cannot be opened ({reason})") from error
 
