@@ -59,15 +59,15 @@ def test_confidence_label_and_acceptance_are_the_probabilities(run, answers):
     np.testing.assert_array_equal(answers["accepted"], decisions.accept(probabilities))
 
 
-def half_a_step(run):
-    return 0.5 / len(read_novelty(run.folder).mahalanobis) + 1e-6
+def a_step(run):
+    return 1.0 / len(read_novelty(run.folder).mahalanobis) + 1e-6
 
 
 def test_novelty_is_that_of_the_run(run, cells, answers):
     features = ask(load_network(run), cells).features
     expected = read_novelty(run.folder).score(features)
-    # A validation cell ties with itself, so the last bit of its features may move it half a step.
-    np.testing.assert_allclose(answers["novelty"], expected, atol=half_a_step(run))
+    # A validation cell ties with itself, so last bits of its features may move it a step.
+    np.testing.assert_allclose(answers["novelty"], expected, atol=a_step(run))
     assert np.mean(np.abs(answers["novelty"] - expected) < 1e-6) > 0.8
     assert len(np.unique(answers["novelty"])) > 5
 
@@ -93,7 +93,7 @@ def test_decoded_pictures_get_the_same_answers(run, classifier, encoded, answers
     assert set(of_images) == set(answers)
     for name, values in answers.items():
         if values.dtype.kind == "f":
-            atol = half_a_step(run) if name == "novelty" else 1e-5
+            atol = a_step(run) if name == "novelty" else 1e-5
             np.testing.assert_allclose(of_images[name], values, atol=atol, err_msg=name)
         else:
             assert of_images[name].numpy().tolist() == values.tolist()
@@ -105,7 +105,7 @@ def test_the_network_and_what_follows_under_xla(run, classifier, cells, answers,
     compiled = tf.function(classifier.decide, jit_compile=True)
     out = compiled(tf.constant(cells.images[:batch]))
     np.testing.assert_allclose(out["probabilities"], answers["probabilities"][:batch], atol=1e-4)
-    np.testing.assert_allclose(out["novelty"], answers["novelty"][:batch], atol=half_a_step(run))
+    np.testing.assert_allclose(out["novelty"], answers["novelty"][:batch], atol=a_step(run))
     expected = answers["probabilities"][:batch].argmax(axis=1)
     np.testing.assert_array_equal(out["class_index"], expected)
 
@@ -197,7 +197,7 @@ def test_explain_takes_the_class_that_was_chosen(run, classifier, encoded, answe
     for name, values in answers.items():
         expected = values[::12]
         if values.dtype.kind == "f":
-            atol = half_a_step(run) if name == "novelty" else 1e-5
+            atol = a_step(run) if name == "novelty" else 1e-5
             np.testing.assert_allclose(out[name], expected, atol=atol, err_msg=name)
         else:
             assert out[name].numpy().tolist() == expected.tolist()
@@ -226,6 +226,8 @@ def test_bfloat16_networks_are_served_and_explained(encoded):
     model = build_classifier(
         ModelConfig(backbone="mobilenetv2", weights="none"), num_classes=2, image_size=(48, 48)
     )
+    # The network keeps its own; what is made of it does not ask.
+    keras.config.set_dtype_policy("float32")
     classifier = CellClassifier(model, class_names=["a", "b"], roi=RoiConfig(), image_size=(48, 48))
     out = classifier.explain(tf.constant(encoded[:2]))
     assert out["probabilities"].dtype == out["heatmap"].dtype == tf.float32

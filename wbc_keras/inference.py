@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from wbc_keras.cells import crop_cells
 from wbc_keras.config import RoiConfig
@@ -56,14 +57,18 @@ class CellClassifier(tf.Module):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(name="cell_classifier")
-        # The variables themselves: tf.Module saves what it finds, and Keras wraps its own.
-        self.weights = [variable.value for variable in model.variables]
         self.decisions, self.novelty = decisions, novelty
         self._class_names = list(class_names)
         self._image_size = image_size
         self._score = NoveltyScore(novelty) if novelty else None
         self._max_pixels = max_pixels
-        self._look, self._answer = _split(model, image_size)
+        features = model.get_layer("features").output
+        head = keras.Model(features, [model.get_layer("pooling").output, model.output])
+        # Only functions are kept: a model would be saved with all its layers beside the weights.
+        self._look = _freeze(keras.Model(model.input, features), image_size)
+        self._answer = _finish(head)
+        # The variables themselves: tf.Module saves what it finds, and Keras wraps its own.
+        self.weights = [variable.value for variable in head.variables]
         self._locate = _make_locator(roi)
 
     def signatures(self) -> dict[str, Any]:
@@ -229,25 +234,28 @@ def _make_locator(roi: RoiConfig) -> Any:
     return find
 
 
-def _split(model: keras.Model, image_size: tuple[int, int]) -> tuple[Any, Any]:
-    """Return the network's two halves: cells to feature map, and on to pooled features and logits.
+def _freeze(model: keras.Model, image_size: tuple[int, int]) -> Any:
+    """Return the network up to its feature map, weights as constants, of uint8 cells.
 
-    Functions of their own, so that all signatures share one graph; the models themselves are not
-    attributes of the module, which would store all their layers beside the weights.
+    Constants let TensorFlow fold each normalisation into the convolution before it, which saves a
+    third of the time; as variables they stay apart.
     """
-    features, pooled = model.get_layer("features").output, model.get_layer("pooling").output
-    lower = keras.Model(model.input, features)
-    upper = keras.Model(features, [pooled, model.output])
-    cells = tf.TensorSpec([None, *image_size, 3], tf.uint8)
-    maps = tf.TensorSpec([None, *features.shape[1:]], lower.compute_dtype)
 
-    @tf.function(input_signature=[cells])
+    @tf.function(input_signature=[tf.TensorSpec([None, *image_size, 3], tf.uint8)])
     def look(images: tf.Tensor) -> tf.Tensor:
-        return lower(tf.cast(images, tf.float32), training=False)
+        return model(tf.cast(images, tf.float32), training=False)
+
+    frozen = convert_variables_to_constants_v2(look.get_concrete_function())
+    return lambda images: frozen(images)[0]
+
+
+def _finish(model: keras.Model) -> Any:
+    """Return the rest of the network as a function, from the feature map on."""
+    maps = tf.TensorSpec(model.input.shape, model.input.dtype)
 
     @tf.function(input_signature=[maps])
     def answer(maps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pooled, logits = upper(maps, training=False)
+        pooled, logits = model(maps, training=False)
         return pooled, logits
 
-    return look, answer
+    return answer

@@ -80,9 +80,10 @@ def measure_stain(absorbance: Absorbance) -> tf.Tensor:
 
 def _blur(planes: tf.Tensor) -> tf.Tensor:
     """Weigh each pixel and its eight neighbours 1 2 1, by row and by column."""
-    rows = tf.pad(planes, ((0, 0), (1, 1), (0, 0), (0, 0)), "SYMMETRIC")
+    # Edges repeated: `tf.pad` does the same by SYMMETRIC, at many times the cost.
+    rows = tf.concat([planes[:, :1], planes, planes[:, -1:]], axis=1)
     planes = (rows[:, :-2] + 2.0 * rows[:, 1:-1] + rows[:, 2:]) / 4.0
-    columns = tf.pad(planes, ((0, 0), (0, 0), (1, 1), (0, 0)), "SYMMETRIC")
+    columns = tf.concat([planes[:, :, :1], planes, planes[:, :, -1:]], axis=2)
     return (columns[:, :, :-2] + 2.0 * columns[:, :, 1:-1] + columns[:, :, 2:]) / 4.0
 
 
