@@ -2,9 +2,10 @@
 
     python benchmarks/engines.py --run RUN --data DATA
 
-TensorFlow, TensorFlow with XLA, ONNX Runtime, OpenVINO and LiteRT in float32, ONNX Runtime and
-OpenVINO in int8 (static, calibrated on the run's validation cells; accuracy and macro F1 on its
-test cells). One process; each engine has all cores for one call at a time, and engines take turns.
+TensorFlow with its weights as constants, as variables, and with XLA, ONNX Runtime, OpenVINO and
+LiteRT in float32, ONNX Runtime and OpenVINO in int8 (static, calibrated on the run's validation
+cells; accuracy and macro F1 on its test cells). One process; each engine has all cores for one call
+at a time, and engines take turns.
 Without --run, EfficientNetB0 + CBAM at 96 px with random weights is timed, and nothing scored.
 """
 
@@ -69,7 +70,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
-    engines = {"TensorFlow": (open_tensorflow(network), 0)}
+    engines = {
+        "TensorFlow": (open_tensorflow(network), 0),
+        "TensorFlow, variables": (as_saved(network), 0),
+    }
     if not arguments.no_xla:
         engines["TensorFlow, XLA"] = (open_tensorflow(network, compiled=True), 0)
     engines |= convert_all(network, folder)
@@ -98,6 +102,19 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         cells += [f"{size / 1e6:.1f}" if size else "", f"{difference:.1e}", *score(given, truth)]
         print("| " + " | ".join(cells) + " |", flush=True)
     print_ratios(times)
+
+
+def as_saved(network: Network) -> Engine:
+    """Return the network as a plain SavedModel runs it: its weights variables."""
+    import tensorflow as tf
+
+    from wbc_keras.engines import Answer
+
+    def answer(images: np.ndarray) -> Answer:
+        outputs = network.classify(tf.constant(images))
+        return Answer(outputs["probabilities"].numpy(), outputs["features"].numpy())
+
+    return answer
 
 
 def make_run(folder: Path) -> Run:
@@ -259,10 +276,9 @@ def print_ratios(times: dict[int, dict[str, list[float]]]) -> None:
         middles = {name: statistics.median(taken) for name, taken in times[batch].items()}
         floats = {name: middle for name, middle in middles.items() if "int8" not in name}
         best = min(floats, key=floats.__getitem__)
-        print(
-            f"batch {batch}: {best} is {middles['TensorFlow'] / middles[best]:.2f} times as fast "
-            f"as TensorFlow  (asked: {asked})"
-        )
+        for base in ("TensorFlow", "TensorFlow, variables"):
+            ratio = middles[base] / middles[best]
+            print(f"batch {batch}: {best} is {ratio:.2f} times as fast as {base}  (asked: {asked})")
 
 
 if __name__ == "__main__":

@@ -16,17 +16,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from wbc_keras.errors import RunError
 
-# Name -> the file of its network, the packages it needs, and the extra that installs them.
+# Name, which is also that of the extra that installs it -> the file of its network, its packages.
 FILES = {"onnx": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
 PACKAGES = {
     "onnx": ("onnxruntime", "onnx", "tf2onnx"),
     "openvino": ("openvino",),
     "litert": ("ai_edge_litert",),
 }
-# Set while nothing else writes to it: a difference of the last bits is the arithmetic's.
+# Of probabilities: below it the difference is the arithmetic's.
 TOLERANCE = 1e-4
 
 
@@ -75,7 +76,7 @@ def open_engine(name: str, folder: Path, *, workers: int = 1) -> Engine:
     opener = {"onnx": _open_onnx, "openvino": _open_openvino, "litert": _open_litert}[name]
     try:
         return opener(folder / FILES[name], workers, threads)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # each runtime raises its own kind
         reason = str(error).strip().splitlines()[0]
         raise RunError(f"{folder / FILES[name]}: cannot be opened ({reason})") from error
 
@@ -83,13 +84,16 @@ def open_engine(name: str, folder: Path, *, workers: int = 1) -> Engine:
 def open_tensorflow(network: Any, *, compiled: bool = False) -> Engine:
     """Return an engine of a network of `formats.Network`; ``compiled`` by XLA for each batch size.
 
-    Every batch size costs XLA seconds, or minutes, the first time.
+    Every batch size costs XLA seconds, or minutes, the first time. Weights are constants, or
+    TensorFlow would not fold each normalisation into the convolution before it.
     """
-    run = tf.function(network.classify, jit_compile=True) if compiled else network.classify
+    frozen = convert_variables_to_constants_v2(network.classify.get_concrete_function())
+    run = tf.function(frozen, jit_compile=True) if compiled else frozen
 
     def answer(images: np.ndarray) -> Answer:
-        outputs = run(tf.constant(images))
-        return Answer(outputs["probabilities"].numpy(), outputs["features"].numpy())
+        # The dictionary's values by the order of their names.
+        features, probabilities = run(tf.constant(images))
+        return Answer(probabilities.numpy(), features.numpy())
 
     return answer
 
