@@ -96,7 +96,7 @@ def build(backbone: str, size: tuple[int, int]) -> tuple[keras.Model, Any]:
         novelty=fit_novelty(features[100:], np.arange(1900) % CLASSES, validation=features[:100]),
     )
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(classifier, folder, signatures=classifier.signatures())
+        classifier.save(folder)
         return model, tf.saved_model.load(folder)
 
 

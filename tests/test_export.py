@@ -22,6 +22,7 @@ from wbc_keras.export import export, main
 from wbc_keras.networks import load_model
 from wbc_keras.predict import predict
 from wbc_keras.predictions import BOX_COLUMNS, class_columns, read_predictions
+from wbc_keras.predictor import load_classifier
 from wbc_keras.runs import open_run
 
 # Run with -I in a folder elsewhere: no code of ours and no Keras can be imported.
@@ -57,7 +58,7 @@ json.dump(answers, open(output, "w"))
 """
 
 
-def serve_alone(saved_model, paths, folder, *, batches=(64,), **environment):
+def serve_alone(saved_model, paths, folder, *, batches=(64,)):
     """Classify the files in a Python that has TensorFlow only; answers by size of the batch."""
     (folder / "files.json").write_text(json.dumps([str(path) for path in paths]))
     others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -65,7 +66,7 @@ def serve_alone(saved_model, paths, folder, *, batches=(64,), **environment):
     done = subprocess.run(
         [sys.executable, "-I", "-c", ALONE, *arguments],
         cwd=folder,
-        env=others | environment,
+        env=others,
         capture_output=True,
         text=True,
         check=False,
@@ -144,17 +145,22 @@ def test_500_real_pictures_get_one_answer_whoever_is_asked(
     np.testing.assert_allclose(predicted[classes], evaluated[classes], atol=1e-4)
     assert predicted["predicted"].tolist() == evaluated["predicted"].tolist()
     paths = [real_cells / file for file in evaluated.index]
-    # XLA takes what it can compile of the SavedModel; decoding is not among it.
-    xla = {"TF_XLA_FLAGS": "--tf_xla_auto_jit=2 --tf_xla_cpu_global_jit"}
-    for answers in (
-        serve_alone(saved_model, paths, tmp_path, batches=(1, 7, 64)),
-        serve_alone(saved_model, paths, tmp_path, batches=(64,), **xla),
-    ):
-        for size, served in answers.items():
-            asked = evaluated.iloc[: 9 * size]
-            assert served["label"] == asked["predicted"].tolist()
-            np.testing.assert_allclose(served["probabilities"], asked[classes], atol=1e-4)
-            np.testing.assert_allclose(served["roi"], asked[list(BOX_COLUMNS)], atol=1e-5)
+    for size, served in serve_alone(saved_model, paths, tmp_path, batches=(1, 7, 64)).items():
+        asked = evaluated.iloc[: 9 * size]
+        assert served["label"] == asked["predicted"].tolist()
+        np.testing.assert_allclose(served["probabilities"], asked[classes], atol=1e-4)
+        np.testing.assert_allclose(served["roi"], asked[list(BOX_COLUMNS)], atol=1e-5)
+    # XLA compiles the network and what follows; decoding it cannot.
+    run = open_run(trained_run)
+    cells = load_cells(paths, roi=run.config.roi, image_size=run.config.data.image_size)
+    decide = tf.function(load_classifier(run).decide, jit_compile=True)
+    for size in (1, 7, 64):
+        parts = [decide(tf.constant(cells.images[i : i + size])) for i in range(0, 7 * size, size)]
+        asked = evaluated.iloc[: 7 * size]
+        compiled = np.concatenate([part["probabilities"] for part in parts])
+        np.testing.assert_allclose(compiled, asked[classes], atol=1e-4)
+        chosen = [classes[index] for part in parts for index in part["class_index"].numpy()]
+        assert chosen == asked["predicted"].tolist()
     assert len(np.unique(np.round(evaluated[classes], 3), axis=0)) > 100  # not one for all
 
 

@@ -219,6 +219,22 @@ def test_heatmaps_that_would_fill_the_memory_are_refused(run, encoded):
         small.explain(tf.constant(encoded[:5]))
 
 
+def test_every_backbone_can_be_saved(encoded, tmp_path):
+    """EfficientNet's activation brings a gradient of its own; MobileNetV2 is in all other tests."""
+    from wbc_keras.classifier import build_classifier
+    from wbc_keras.config import ModelConfig
+
+    model = build_classifier(
+        ModelConfig(backbone="efficientnetb0", weights="none"), num_classes=2, image_size=(32, 32)
+    )
+    classifier = CellClassifier(model, class_names=["a", "b"], roi=RoiConfig(), image_size=(32, 32))
+    classifier.save(tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path))
+    out = loaded.signatures["explain"](image_bytes=tf.constant(encoded[:2]))
+    own = classifier.serve(tf.constant(encoded[:2]))
+    np.testing.assert_allclose(out["probabilities"], own["probabilities"], atol=1e-5)
+
+
 def test_bfloat16_networks_are_served_and_explained(encoded):
     from wbc_keras.classifier import build_classifier
     from wbc_keras.config import ModelConfig

@@ -108,7 +108,7 @@ def export(
         logging.getLogger(name).setLevel(logging.ERROR)
 
     def write(version: Path) -> None:
-        tf.saved_model.save(classifier, str(version), signatures=classifier.signatures())
+        classifier.save(version)
         write_extras(
             version / EXTRA,
             opened,

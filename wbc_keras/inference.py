@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -72,15 +73,19 @@ class CellClassifier(tf.Module):
         self.weights = [variable.value for variable in head.variables]
         self._locate = _make_locator(roi)
 
-    def signatures(self) -> dict[str, Any]:
-        """Return what a SavedModel of this is asked by."""
-        return {
+    def save(self, folder: str | Path) -> None:
+        """Write this as a SavedModel, its signatures named as the design names them."""
+        signatures = {
             "serving_default": self.serve,
             "images": self.serve_images,
             "explain": self.explain,
             "explain_class": self.explain_class,
             "explain_rest": self.explain_rest,
         }
+        # The heatmaps' gradients are in the graph; nobody trains it further, and those of
+        # EfficientNet's activation cannot be saved beside constants.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(self, str(folder), signatures=signatures, options=options)
 
     @tf.function(input_signature=[_BYTES])
     def serve(self, image_bytes: tf.Tensor) -> Outputs:
