@@ -59,16 +59,17 @@ def test_confidence_label_and_acceptance_are_the_probabilities(run, answers):
     np.testing.assert_array_equal(answers["accepted"], decisions.accept(probabilities))
 
 
-def one_step(run):
-    # A tie may be counted either way twice: within a distance, and between the two.
-    return 1.0 / len(read_novelty(run.folder).known) + 1e-6
+def two_steps(run):
+    # A tie may be counted either way within a distance; ranked again among few validation cells,
+    # that half step passes others that are equal.
+    return 2.0 / len(read_novelty(run.folder).known) + 1e-6
 
 
 def test_novelty_is_that_of_the_run(run, cells, answers):
     features = ask(load_network(run), cells).features
     expected = read_novelty(run.folder).score(features)
     # A validation cell ties with itself, so the last bit of its features may move it half a step.
-    np.testing.assert_allclose(answers["novelty"], expected, atol=one_step(run))
+    np.testing.assert_allclose(answers["novelty"], expected, atol=two_steps(run))
     assert np.mean(np.abs(answers["novelty"] - expected) < 1e-6) > 0.8
     assert len(np.unique(answers["novelty"])) > 5
 
@@ -94,7 +95,7 @@ def test_decoded_pictures_get_the_same_answers(run, classifier, encoded, answers
     assert set(of_images) == set(answers)
     for name, values in answers.items():
         if values.dtype.kind == "f":
-            atol = one_step(run) if name == "novelty" else 1e-5
+            atol = two_steps(run) if name == "novelty" else 1e-5
             np.testing.assert_allclose(of_images[name], values, atol=atol, err_msg=name)
         else:
             assert of_images[name].numpy().tolist() == values.tolist()
@@ -106,7 +107,7 @@ def test_the_network_and_what_follows_under_xla(run, classifier, cells, answers,
     compiled = tf.function(classifier.decide, jit_compile=True)
     out = compiled(tf.constant(cells.images[:batch]))
     np.testing.assert_allclose(out["probabilities"], answers["probabilities"][:batch], atol=1e-4)
-    np.testing.assert_allclose(out["novelty"], answers["novelty"][:batch], atol=one_step(run))
+    np.testing.assert_allclose(out["novelty"], answers["novelty"][:batch], atol=two_steps(run))
     expected = answers["probabilities"][:batch].argmax(axis=1)
     np.testing.assert_array_equal(out["class_index"], expected)
 
@@ -198,7 +199,7 @@ def test_explain_takes_the_class_that_was_chosen(run, classifier, encoded, answe
     for name, values in answers.items():
         expected = values[::12]
         if values.dtype.kind == "f":
-            atol = one_step(run) if name == "novelty" else 1e-5
+            atol = two_steps(run) if name == "novelty" else 1e-5
             np.testing.assert_allclose(out[name], expected, atol=atol, err_msg=name)
         else:
             assert out[name].numpy().tolist() == expected.tolist()

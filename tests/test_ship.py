@@ -18,6 +18,7 @@ from wbc_keras.evaluate import evaluate
 from wbc_keras.predict import main as predict_main
 from wbc_keras.ship import halve, ship
 
+FOLDER = runs.SHIPPED  # the project's own; the fixture names another
 SHIPPED = runs.shipped_models()
 KEPT = {"config.yaml", "environment.json", "classes.json", "splits.csv", "history.csv"}
 KEPT |= {"decision.json", "novelty.npz", "model.keras", "model_card.md", "tables", "evaluation"}
@@ -117,18 +118,20 @@ def test_weight_beyond_16_bits_is_named(trained_run, tmp_path):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_model_is_small_and_whole(name):
-    folder = runs.SHIPPED / name
+    folder = FOLDER / name
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 20e6
     with zipfile.ZipFile(folder / "model.keras") as file:
         assert file.testzip() is None
-    assert wbc_keras.load_pretrained(name).output_shape[-1] == len(runs.open_run(name).class_names)
+    assert wbc_keras.load_pretrained(folder).output_shape[-1] == len(
+        runs.open_run(folder).class_names
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("pbc")])
 def test_shipped_model_scores_what_its_card_says(name, pbc, tmp_path):
-    card = json.loads((runs.SHIPPED / name / "evaluation" / "test" / "metrics.json").read_text())
-    evaluate(name, data=pbc, split="test", output=tmp_path / "test")
+    card = json.loads((FOLDER / name / "evaluation" / "test" / "metrics.json").read_text())
+    evaluate(FOLDER / name, data=pbc, split="test", output=tmp_path / "test")
     found = json.loads((tmp_path / "test" / "metrics.json").read_text())
     assert found["samples"] == card["samples"]
     # Another processor may turn one cell in a thousand.
