@@ -28,6 +28,14 @@ grid: {model.attention: [none, cbam], loss.name: [cross_entropy, focal]}
 folds: 3
 seeds: [0, 1]
 """
+# How far each setting tells the classes apart.
+SKILLS = {"plain": 1.0, "better": 2.5, "same": 1.0}
+GRID_SKILLS = {
+    "none-cross_entropy": 1.0,
+    "none-focal": 1.0,
+    "cbam-cross_entropy": 2.0,
+    "cbam-focal": 3.0,
+}
 _TRAIN = {"blast": 300, "lymphocyte": 500, "monocyte": 195, "plasma_cell": 5}
 
 

@@ -7,19 +7,11 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from simulated_study import CLASSES, GRID, make_cells, read_study, simulate
+from simulated_study import CLASSES, GRID, GRID_SKILLS, SKILLS, make_cells, read_study, simulate
 from sklearn import metrics
 
 from wbc_keras.errors import RunError
 from wbc_keras.study_figures import FIGURES, measure_study
-
-SKILLS = {"plain": 1.0, "better": 2.5, "same": 1.0}
-GRID_SKILLS = {
-    "none-cross_entropy": 1.0,
-    "none-focal": 1.0,
-    "cbam-cross_entropy": 2.0,
-    "cbam-focal": 3.0,
-}
 
 
 @pytest.fixture

@@ -7,21 +7,13 @@ import io
 
 import pandas as pd
 import pytest
-from simulated_study import GRID, read_study, simulate
+from simulated_study import GRID, GRID_SKILLS, SKILLS, read_study, simulate
 
 from wbc_keras.comparison import Difference
 from wbc_keras.plots import save_figure
 from wbc_keras.study_figures import measure_study
 from wbc_keras.study_plots import plot_study
 from wbc_keras.study_report import explain, study_table, study_text, verdict
-
-SKILLS = {"plain": 1.0, "better": 2.5, "same": 1.0}
-GRID_SKILLS = {
-    "none-cross_entropy": 1.0,
-    "none-focal": 1.0,
-    "cbam-cross_entropy": 2.0,
-    "cbam-focal": 3.0,
-}
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ seed and epoch alone, so that a resumed run sees what the uninterrupted one woul
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
@@ -81,27 +83,16 @@ def make_training_batches(
     if is_mixed and labels.ndim == 1:
         raise ValueError("labels: mixing cells needs one-hot rows. Received: (n,)")
     labels = np.asarray(labels, np.float32 if labels.ndim == 2 else np.int32)
-    weights = np.asarray(weights, np.float32)
     steps = count_steps(count, batch_size)
-    classes = labels.argmax(axis=1) if labels.ndim == 2 else labels
-    chances = _chances(classes, sampling_balance) if sampling_balance else None
-
-    def draw(epoch: np.ndarray) -> tuple[np.ndarray, ...]:
-        generator = np.random.default_rng([seed, int(epoch), 0])
-        if chances is None:
-            order = generator.permutation(count)[: steps * batch_size]
-        else:
-            order = generator.choice(count, steps * batch_size, p=chances)
-        # By place in the epoch when a cell may come twice, so that it comes changed differently.
-        place = order if chances is None else np.arange(len(order))
-        uniforms = draw_uniforms(count, seed=seed, epoch=int(epoch))[place]
-        weighing = weights[order] if epoch >= weights_from else np.ones_like(weights[order])
-        mixing = draw_mixing(
-            len(order), mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, epoch=int(epoch)
-        )
-        rows = (order, uniforms, labels[order], weighing, mixing)
-        return tuple(row.reshape(steps, batch_size, *row.shape[1:]) for row in rows)
-
+    draw = _make_draw(
+        labels,
+        np.asarray(weights, np.float32),
+        augment=augment,
+        shape=(steps, batch_size),
+        seed=seed,
+        weights_from=weights_from,
+        sampling_balance=sampling_balance,
+    )
     types = (tf.int64, tf.float32, tf.as_dtype(labels.dtype), tf.float32, tf.float32)
 
     def make_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -119,6 +110,44 @@ def make_training_batches(
 
     dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(make_epoch)
     return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+
+
+def _make_draw(
+    labels: np.ndarray,
+    weights: np.ndarray,
+    *,
+    augment: AugmentConfig,
+    shape: tuple[int, int],
+    seed: int,
+    weights_from: int,
+    sampling_balance: float,
+) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """Return what draws an epoch of ``shape`` steps and cells from its number alone.
+
+    It gives rows of cells, their uniforms, labels, weights and mixing, each ``(*shape, ...)``.
+    """
+    count, drawn = len(labels), shape[0] * shape[1]
+    classes = labels.argmax(axis=1) if labels.ndim == 2 else labels
+    chances = _chances(classes, sampling_balance) if sampling_balance else None
+
+    def draw(epoch: np.ndarray) -> tuple[np.ndarray, ...]:
+        number = int(epoch)
+        generator = np.random.default_rng([seed, number, 0])
+        if chances is None:
+            order = generator.permutation(count)[:drawn]
+        else:
+            order = generator.choice(count, drawn, p=chances)
+        # By place in the epoch when a cell may come twice, so that it comes changed differently.
+        place = order if chances is None else np.arange(drawn)
+        uniforms = draw_uniforms(count, seed=seed, epoch=number)[place]
+        weighing = weights[order] if number >= weights_from else np.ones_like(weights[order])
+        mixing = draw_mixing(
+            drawn, mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, epoch=number
+        )
+        rows = (order, uniforms, labels[order], weighing, mixing)
+        return tuple(row.reshape(*shape, *row.shape[1:]) for row in rows)
+
+    return draw
 
 
 def _chances(labels: np.ndarray, balance: float) -> np.ndarray:
