@@ -32,7 +32,7 @@ from wbc_keras.networks import load_network
 logger = logging.getLogger(__name__)
 
 FORMATS = ("onnx", "openvino", "litert", "keras")
-# The fastest first, see docs/formats.md; the others are no faster than TensorFlow itself.
+# What `auto` tries before TensorFlow, see docs/formats.md.
 FASTEST = ("openvino",)
 ENGINES = ("auto", "tensorflow", "openvino", "onnx", "litert")
 
