@@ -17,11 +17,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 # A module imports from its own layer or an earlier one, never in a circle.
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
-    "__init__ errors commands config cache labels manifest splits group_search smear synthetic "
-    "metrics balance runs predictions selection download catalogue folds agreement headers survey "
+    "__init__ errors commands progress config cache labels manifest splits group_search smear "
+    "synthetic score_tables metrics balance runs predictions selection download catalogue folds "
+    "agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "latex tables record report_tables summary checklists gallery study_plan study_results "
+    "latex tables pages record report_tables summary checklists gallery study_plan study_results "
     "study_figures study_report model_folder",
     # 1: TensorFlow and Keras parts
     "images stain localize intake warmup cells prepared augment mixing pipeline layers losses "

@@ -1,12 +1,14 @@
-"""A table for people: one form for the page, for CSV and for LaTeX."""
+"""A table for people: one form for the page, for CSV, for LaTeX and for a notebook."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 
 import pandas as pd
 
-from wbc_keras.estimates import Cell, Estimate
+from wbc_keras.estimates import Cell, Estimate, as_text
 from wbc_keras.latex import render_table
 
 
@@ -49,6 +51,21 @@ class Table:
             label=f"tab:{self.name}",
             is_text=[self.is_text(column) for column in range(len(self.columns))],
         )
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        head = self._html_row("th", self.columns)
+        body = "".join(self._html_row("td", map(as_text, row)) for row in self.rows)
+        about = f"<p><b>{escape(self.title)}.</b> {escape(self.note)}</p>"
+        return f"{about}<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+    def _html_row(self, tag: str, texts: Iterable[str]) -> str:
+        sides = ("left" if self.is_text(c) else "right" for c in range(len(self.columns)))
+        cells = (
+            f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>'
+            for side, text in zip(sides, texts, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
 
     def is_text(self, column: int) -> bool:
         """Tell whether a column holds texts, which stand on the left."""

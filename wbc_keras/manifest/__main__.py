@@ -59,6 +59,13 @@ class Checked:
     findings: tuple[Finding, ...]
     folder: Path
 
+    def _repr_html_(self) -> str:
+        """Return the page, thumbnails and all, as a notebook shows it."""
+        from wbc_keras.check_report import PAGE
+        from wbc_keras.pages import Page
+
+        return Page(self.folder / PAGE)._repr_html_()
+
 
 def check_data(data: str | Path, *, output: str | Path | None = None) -> Checked:
     """Check a set of labelled cells, and write a page and a list of what was found.
