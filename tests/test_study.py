@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from wbc_keras.errors import RunError
-from wbc_keras.study import main
+from wbc_keras.study import main, read_study
 from wbc_keras.study_plan import load_study
 from wbc_keras.study_run import check_cells, in_own_process
 
@@ -174,6 +174,8 @@ class TestKilledAndResumed:
         assert main([*moved, "--resume"]) == 0
         for name in ("study.csv", "study.md"):
             assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+        report = read_study(load_study(arguments[1]), tmp_path / "out")
+        assert report.text() == (folder / "study.md").read_text()
 
     def test_dry_run_tells_the_time_by_what_is_finished(self, study, tmp_path, capfd):
         folder, arguments, _ = study
