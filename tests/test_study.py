@@ -133,6 +133,12 @@ class TestKilledAndResumed:
         log = (folder / "logs/cbam-seed0.txt").read_text()
         assert log.count("Epoch 1/2") == 1
 
+    def test_its_log_has_a_line_for_each_epoch_and_no_bars(self, study):
+        log = (study[0] / "logs/cbam-seed0.txt").read_bytes()
+        assert b"\r" not in log
+        assert b"\b" not in log
+        assert log.count(b"val_macro_f1") == 2
+
     def test_folder_holds_the_study(self, study):
         folder, _, seen = study
         names = {path.name for path in folder.iterdir()} - {".lock"}

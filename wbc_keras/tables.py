@@ -55,15 +55,16 @@ class Table:
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
         head = self._html_row("th", self.columns)
-        body = "".join(self._html_row("td", map(as_text, row)) for row in self.rows)
-        about = f"<p><b>{escape(self.title)}.</b> {escape(self.note)}</p>"
+        body = "".join(self._html_row("td", row) for row in self.rows)
+        stop = "" if self.title.endswith("?") else "."
+        about = f"<p><b>{escape(self.title)}{stop}</b> {escape(self.note)}</p>"
         return f"{about}<table><thead>{head}</thead><tbody>{body}</tbody></table>"
 
-    def _html_row(self, tag: str, texts: Iterable[str]) -> str:
+    def _html_row(self, tag: str, row: Iterable[Cell]) -> str:
         sides = ("left" if self.is_text(c) else "right" for c in range(len(self.columns)))
         cells = (
-            f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>'
-            for side, text in zip(sides, texts, strict=True)
+            f'<{tag} style="text-align: {side}">{_as_html(cell)}</{tag}>'
+            for side, cell in zip(sides, row, strict=True)
         )
         return f"<tr>{''.join(cells)}</tr>"
 
@@ -76,6 +77,13 @@ def sort_key(cell: Cell) -> str:
     """Return what a column is sorted by: the number in full, "" where there is none."""
     value = cell.value if isinstance(cell, Estimate) else cell
     return "" if value is None else str(value)
+
+
+def _as_html(cell: Cell) -> str:
+    """Return a cell as HTML; where room is short, an interval goes below its figure, whole."""
+    if not isinstance(cell, Estimate) or not cell.bounds:
+        return escape(as_text(cell))
+    return f'{cell.figure} <span style="white-space: nowrap">{cell.bounds}</span>'
 
 
 def _interval(cell: Cell) -> bool:
