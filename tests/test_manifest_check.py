@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.manifest.__main__ import check_data, main
+from wbc_keras.data_check import check_data
+from wbc_keras.manifest.__main__ import main
 
 
 @pytest.fixture

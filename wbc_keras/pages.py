@@ -19,7 +19,7 @@ class Page:
     """
 
     path: str | Path
-    height: int = 640
+    height: int = 720
 
     def _repr_html_(self) -> str:
         page = escape(Path(self.path).read_text(encoding="utf-8"))
