@@ -156,7 +156,8 @@ def test_attention_is_cbams_own_at_the_fields_of_its_map():
     before, after = (np.asarray(one) for one in inner(images.astype(np.float32)))
     weighed = np.asarray(cbam.channel_attention(before))
     largest = np.abs(weighed).argmax(axis=-1)[..., np.newaxis]
-    shares = np.take_along_axis(after / weighed, largest, axis=-1)[..., 0]
+    pair = (np.take_along_axis(one, largest, axis=-1) for one in (after, weighed))
+    shares = np.divide(*pair)  # one channel, not 0, tells a place's weight
     assert 0 < maps.min() <= maps.max() < 1
     assert maps.mean() == pytest.approx(shares.mean(), abs=0.02)
     figures = check_heatmaps(

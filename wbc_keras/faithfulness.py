@@ -24,6 +24,7 @@ from wbc_keras.gradcam import Heatmaps, enlarge
 from wbc_keras.layers import CBAM
 from wbc_keras.localize import crop, locate, make_thumbnail
 from wbc_keras.probabilities import softmax
+from wbc_keras.symmetries import MergeViews
 
 STEPS = 10  # of the pixels, from none to all
 _BATCH = 64
@@ -179,7 +180,10 @@ def draw_attention(model: keras.Model, images: np.ndarray) -> np.ndarray | None:
     blocks = [layer for layer in model.layers if isinstance(layer, CBAM)]
     if not blocks:
         return None
-    weights = keras.Model(model.input, blocks[-1].weigh(blocks[-1].input))
+    weights = blocks[-1].weigh(blocks[-1].input)
+    for merge in (layer for layer in model.layers if isinstance(layer, MergeViews)):
+        weights = merge(weights)
+    weights = keras.Model(model.input, weights)
     maps = weights.predict(np.asarray(images, np.float32), batch_size=_BATCH, verbose=0)
     return enlarge(maps[..., 0].astype(np.float32), images.shape[1:3])
 
