@@ -180,7 +180,7 @@ class TestKilledAndResumed:
         assert main([*moved, "--resume"]) == 0
         for name in ("study.csv", "study.md"):
             assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
-        report = read_study(load_study(arguments[1]), tmp_path / "out")
+        report = read_study(load_study(arguments[1], data="nowhere"), tmp_path / "out")
         assert report.text() == (folder / "study.md").read_text()
 
     def test_dry_run_tells_the_time_by_what_is_finished(self, study, tmp_path, capfd):
