@@ -236,8 +236,9 @@ class NoveltyScore(tf.Module):
             for values in (self._means, self._axes, self._variances, self._rest)
         )
         along = (rows @ axes)[:, tf.newaxis] - means @ axes
-        across = tf.reduce_sum((rows[:, tf.newaxis] - means) ** 2, axis=2)
-        across = tf.maximum(across - tf.reduce_sum(along**2, axis=2), 0.0)
+        lengths = tf.reduce_sum(rows**2, axis=1)[:, tf.newaxis] + tf.reduce_sum(means**2, axis=1)
+        whole = tf.maximum(lengths - 2.0 * tf.matmul(rows, means, transpose_b=True), 0.0)
+        across = tf.maximum(whole - tf.reduce_sum(along**2, axis=2), 0.0)
         squares = tf.reduce_sum(along**2 / variances, axis=2) + across / rest
         return tf.sqrt(tf.reduce_min(squares, axis=1))
 
