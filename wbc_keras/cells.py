@@ -102,24 +102,6 @@ class Chunk:
     bad: dict[int, BadImage]
 
 
-def crop_cells(
-    image_bytes: tf.Tensor, boxes: tf.Tensor, *, image_size: tuple[int, int], at_once: int = 10
-) -> tf.Tensor:
-    """Cut a box out of each encoded picture: uint8 ``(b, *image_size, 3)``; graph operations.
-
-    For a graph that decoded them once before and cannot hold them all whole, as a server's: that
-    costs a tenth of finding the cell.
-    """
-
-    def cut(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        return crop(decode(pair[0]), pair[1], image_size=image_size)
-
-    signature = tf.TensorSpec([*image_size, 3], tf.uint8)
-    return tf.map_fn(
-        cut, (image_bytes, boxes), fn_output_signature=signature, parallel_iterations=at_once
-    )
-
-
 def load_cells(paths: Iterable[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Cells:
     """Read pictures into one `Cells` in memory, in the order of ``paths``.
 

@@ -11,11 +11,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from wbc_keras.cells import crop_cells
 from wbc_keras.config import RoiConfig
 from wbc_keras.decisions import Decisions
 from wbc_keras.headers import MAX_PIXELS
-from wbc_keras.intake import take_in
+from wbc_keras.intake import Pictures, crop_held, take_in
 from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
 from wbc_keras.novelty import NEIGHBOURS, Novelty
 from wbc_keras.overlays import activation_maps, draw_overlays, lay_in_frame
@@ -90,9 +89,8 @@ class CellClassifier(tf.Module):
     @tf.function(input_signature=[_BYTES])
     def serve(self, image_bytes: tf.Tensor) -> Outputs:
         """Classify encoded JPEGs or PNGs of any sizes."""
-        image_bytes, boxes, _ = self._find(image_bytes)
-        images = crop_cells(image_bytes, boxes, image_size=self._image_size)
-        return self._with_label(self.decide(images)) | {"roi": boxes}
+        cells, boxes, _ = self._take_in(image_bytes)
+        return self._with_label(self.decide(cells)) | {"roi": boxes}
 
     @tf.function(input_signature=[_IMAGES])
     def serve_images(self, images: tf.Tensor) -> Outputs:
@@ -162,16 +160,20 @@ class CellClassifier(tf.Module):
         names = tf.constant(self._class_names)
         return {"label": tf.gather(names, outputs.pop("class_index"))} | outputs
 
-    def _find(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return the pictures, checked, their boxes and their sizes."""
-        image_bytes, thumbnails, sizes = take_in(image_bytes, max_pixels=self._max_pixels)
-        return image_bytes, self._locate(thumbnails, sizes), sizes
+    def _take_in(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Return the cropped cells, their boxes and the pictures' sizes."""
+
+        def work(pictures: Pictures) -> tuple[tf.Tensor, ...]:
+            boxes = self._locate(pictures.thumbnails, pictures.sizes)
+            cells = crop_held(pictures, boxes, image_size=self._image_size)
+            return cells, boxes, pictures.sizes
+
+        return take_in(image_bytes, max_pixels=self._max_pixels, work=work)
 
     @tf.function(input_signature=[_BYTES, _CLASSES])
     def _explain(self, image_bytes: tf.Tensor, class_index: tf.Tensor) -> Outputs:
-        image_bytes, boxes, sizes = self._find(image_bytes)
-        images = crop_cells(image_bytes, boxes, image_size=self._image_size)
-        features = self._look(images)
+        cells, boxes, sizes = self._take_in(image_bytes)
+        features = self._look(cells)
         outputs = self._decide(*self._answer(features))
         classes = tf.where(class_index == _CHOSEN, outputs["class_index"], class_index)
         with tf.control_dependencies([self._check_room(sizes)]):

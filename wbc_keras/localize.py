@@ -198,7 +198,7 @@ def _spread(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
 def _spread_blocks(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
     def step(values: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         further = grow(grow(values, 3) * within, 3) * within
-        return further, tf.reduce_any(further != values)
+        return further, tf.reduce_max(further - values) > 0.0
 
     return tf.while_loop(lambda _, moved: moved, step, (values, tf.constant(True)))[0]
 
