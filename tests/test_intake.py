@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from wbc_keras import intake
-from wbc_keras.images import read_image
+from wbc_keras.images import BadImage, decode_picture, read_image
 from wbc_keras.intake import crop_held, take_in
 from wbc_keras.localize import crop, make_thumbnail
 
@@ -132,6 +132,18 @@ def test_bad_pictures_are_all_named_by_their_place(picture):
     for place in range(11):
         named = f"image_bytes[{place}] is no JPEG or PNG that can be decoded" in message
         assert named == (place in bad), place
+
+
+def test_a_jpeg_altered_in_its_middle_is_taken_in_but_not_by_predict(picture):
+    """What docs/serving.md says of damage: TensorFlow does not pass libjpeg's warning on."""
+    whole = save(picture.resize((300, 300)), "JPEG")
+    middle = len(whole) // 2
+    altered = whole[:middle] + bytes(64) + whole[middle + 64 :]
+    thumbnails, _ = ask(whole, altered)
+    assert np.abs(thumbnails[0] - thumbnails[1]).max() > 5
+    with pytest.raises(BadImage, match=r"cell\.jpg: the JPEG data are damaged or truncated"):
+        decode_picture("cell.jpg", altered)
+    assert decode_picture("cell.jpg", whole).shape == (300, 300, 3)
 
 
 def test_colours_of_print_and_single_pixels_are_refused(picture):
