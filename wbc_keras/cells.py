@@ -33,7 +33,6 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 CHUNK = 64
-_THUMBNAIL = (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
 _HELD_PIXELS = 4_000_000  # decoded side by side, 12 MB; larger pictures one by one
 
 
