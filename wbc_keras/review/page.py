@@ -1,0 +1,308 @@
+"""The page of the review desk, in Gradio: nothing in it asks another host for anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+# Read when Gradio is imported.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+
+from wbc_keras.errors import WbcError
+from wbc_keras.manifest import IMAGE_SUFFIXES
+from wbc_keras.manifest.reviews import Review
+from wbc_keras.review import fragments
+from wbc_keras.review.desk import Desk
+from wbc_keras.review.smears import Smear
+from wbc_keras.review.worklist import ANSWERS, STATES, Filters, choose
+
+_ON_A_PAGE = 48
+_TICK = 1.0  # seconds between looks at how far classifying has come
+_PATIENCE = 1.5  # seconds to wait for a few uploaded pictures before the page shows progress
+_LARGEST_FILE = "400mb"  # 64 million pixels of 16 bits, the most that is read
+_RESEARCH = "Research use only. Not a medical device, not for diagnosis."
+_WELCOME = "Drop pictures of cells above, or click there to choose some."
+_NONE = "No cell passes the filters."
+
+
+def build_page(desk: Desk, *, name: str) -> gr.Blocks:
+    """Return the page, to be launched with `appearance`.
+
+    Args:
+        desk: what it shows.
+        name: of the model.
+    """
+    page = gr.Blocks(title="Review desk", analytics_enabled=False, fill_width=True)
+    with page:
+        _build(page, desk, name)
+    return page.queue(default_concurrency_limit=16)
+
+
+def appearance() -> dict[str, Any]:
+    """Return what `gr.Blocks.launch` needs to show the page as it is meant."""
+    # The system's own fonts: others would be fetched.
+    theme = gr.themes.Base(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    )
+    return {
+        "theme": theme,
+        "css": _template("review.css"),
+        "footer_links": [],
+        "max_file_size": _LARGEST_FILE,
+        "ssr_mode": False,
+    }
+
+
+def _template(name: str) -> str:
+    return (resources.files("wbc_keras") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _build(page: gr.Blocks, desk: Desk, name: str) -> None:
+    view = View(desk)
+    gr.HTML(
+        f"<header><h1>Review desk</h1><span class=soft>{escape(name)}</span>"
+        '<label>Reviewer <input id="reviewer" autocomplete="off" placeholder="name or initials" '
+        'maxlength="60"></label></header>',
+        elem_id="top",
+    )
+    gr.HTML(f'<p id="research" role="note">{_RESEARCH}</p>')
+    gr.HTML('<div id="note"><p role="status" aria-live="polite"></p></div>')
+    smear, number = gr.State(view.first), gr.State(0)
+    upload = gr.File(
+        label="Pictures of cells",
+        file_count="multiple",
+        file_types=list(IMAGE_SUFFIXES),
+        height=110,
+        elem_id="upload",
+    )
+    status = gr.HTML(elem_id="status")
+    with gr.Tab("Cells"):
+        filters = _filters(desk)
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                grid = gr.HTML(elem_id="grid")
+                with gr.Row(elem_id="pages"):
+                    back = gr.Button("‹", size="sm", elem_id="previous-page")
+                    place = gr.HTML(elem_id="place")
+                    on = gr.Button("›", size="sm", elem_id="next-page")
+            with gr.Column(scale=3, min_width=300):
+                gr.HTML(
+                    elem_id="cell",
+                    js_on_load=_template("review.js"),
+                    server_functions=_server_functions(view),
+                )
+    with gr.Tab("Differential count") as count_tab:
+        differential = gr.HTML()
+    with gr.Tab("Agreement") as agreement_tab:
+        agreement = gr.HTML()
+    timer = gr.Timer(_TICK)
+
+    inputs = [smear, number, *filters]
+    outputs = [grid, status, differential, place, back, on, timer]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    page.load(view.show, inputs, outputs, **quiet)
+    timer.tick(view.tick, inputs, outputs, **quiet)
+    upload.upload(view.upload, [upload], [upload, smear, number, status, filters[3]], **quiet).then(
+        view.show, inputs, outputs, **quiet
+    )
+    for one in filters:
+        one.change(lambda: 0, None, number, **quiet).then(view.show, inputs, outputs, **quiet)
+    for button, by in ((back, -1), (on, 1)):
+        button.click(lambda n, by=by: n + by, number, number, **quiet).then(
+            view.show, inputs, outputs, **quiet
+        )
+    count_tab.select(view.show, inputs, outputs, **quiet)
+    agreement_tab.select(view.agreement, None, agreement, **quiet)
+
+
+def _server_functions(view: View) -> list[Any]:
+    """Return what review.js calls, as functions: Gradio marks them, which methods do not take."""
+
+    def open_cell(request: dict[str, Any]) -> dict[str, str]:
+        return view.open_cell(request)
+
+    def correct(request: dict[str, Any]) -> dict[str, str]:
+        return view.correct(request)
+
+    return [open_cell, correct]
+
+
+def _filters(desk: Desk) -> list[Any]:
+    classes = [("all classes", "")] + [
+        (fragments.say_class(label), label) for label in desk.class_names
+    ]
+    patients = _patients(desk, "data")
+    with gr.Row(elem_id="filters"):
+        return [
+            gr.Dropdown(classes, value="", label="Predicted class", min_width=150),
+            gr.Dropdown(list(ANSWERS), value="all", label="The model", min_width=130),
+            gr.Dropdown(list(STATES), value="all", label="Review", min_width=120),
+            gr.Dropdown(
+                patients, value="", label="Patient", min_width=120, visible=len(patients) > 1
+            ),
+            gr.Slider(0, 100, value=100, step=1, label="Certainty at most, %", min_width=160),
+        ]
+
+
+def _patients(desk: Desk, key: str) -> list[tuple[str, str]]:
+    try:
+        groups = desk.smear(key).source.manifest.table["group"]
+    except WbcError:
+        groups = []
+    return [("all patients", "")] + [(one, one) for one in sorted(set(groups) - {""})]
+
+
+class View:
+    """What the page's events do; each returns what Gradio shows."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        try:
+            desk.smear("data")
+            self.first = "data"
+        except WbcError:
+            self.first = ""
+
+    def upload(self, files: Sequence[str]) -> tuple[Any, ...]:
+        """Put dropped pictures on the desk."""
+        try:
+            key = self._desk.open_uploads([Path(file) for file in files])
+        except WbcError as error:
+            return None, gr.skip(), gr.skip(), _message(str(error)), gr.skip()
+        self._desk.smear(key).wait(_PATIENCE)
+        return None, key, 0, "", gr.update(visible=False, value="")
+
+    def show(self, key: str, number: int, *filters: Any) -> tuple[Any, ...]:
+        """Show a page of the cells that pass the filters, and what they add up to."""
+        if not key:
+            empty = f'<p class="empty">{_WELCOME}</p>'
+            return empty, "", "", "", *_turners(0, 0), gr.Timer(active=False)
+        try:
+            smear = self._desk.smear(key)
+        except WbcError as error:
+            return "", _message(str(error)), "", "", *_turners(0, 0), gr.Timer(active=False)
+        running = smear.is_running
+        reviews, rows = self._choose(smear, filters)
+        pages = max(1, -(-len(rows) // _ON_A_PAGE))
+        number = min(max(number, 0), pages - 1)
+        shown = rows[number * _ON_A_PAGE : (number + 1) * _ON_A_PAGE]
+        waiting = "The first cells are on their way." if running and not smear.done else _NONE
+        count, withheld = fragments.summarise(smear, rows, reviews, self._desk.class_names)
+        return (
+            fragments.render_tiles(smear, key, shown, reviews, waiting),
+            fragments.render_status(smear, count, withheld),
+            fragments.render_differential(count),
+            f'<span class="soft">Page {number + 1} of {pages:,}</span>' if pages > 1 else "",
+            *_turners(number, pages),
+            gr.Timer(active=running),
+        )
+
+    def tick(self, key: str, number: int, *filters: Any) -> tuple[Any, ...]:
+        """Show how far classifying has come; the grid stays as it is until all is there."""
+        everything = self.show(key, number, *filters)
+        try:
+            smear = self._desk.smear(key)
+        except WbcError:
+            return everything
+        if smear.is_running and smear.done > _ON_A_PAGE * 2:
+            return gr.skip(), *everything[1:3], *[gr.skip()] * 4
+        return everything
+
+    def agreement(self) -> str:
+        """Show how reviewers agree."""
+        try:
+            return fragments.render_agreement(self._desk)
+        except WbcError as error:
+            return _message(str(error))
+
+    def open_cell(self, request: dict[str, Any]) -> dict[str, str]:
+        """Open a cell: ``smear``, ``row``, ``reviewer``; called by review.js."""
+        try:
+            key, row = self._cell(request)
+            shown = self._desk.open_cell(key, row)
+            return {"cell": self._render(key, row, request, shown), "note": ""}
+        except WbcError as error:
+            return {"cell": _message(str(error)), "note": ""}
+
+    def correct(self, request: dict[str, Any]) -> dict[str, str]:
+        """Give a cell a class (``label``), flag it (``flagged``) or take both back (``undo``)."""
+        try:
+            key, row = self._cell(request)
+            reviewer = str(request.get("reviewer", ""))
+            smear = self._desk.smear(key)
+            cell = smear.source.cells[row]
+            mine = [one for one in self._desk.corrections.of(cell) if one.reviewer == reviewer]
+            label, flagged = _change(request, mine[-1] if mine else None)
+            others = self._desk.correct(key, row, label=label, flagged=flagged, reviewer=reviewer)
+            said = self._desk.corrections.of(cell)
+            return {
+                "note": _told(label, flagged, others),
+                "cell": self._render(key, row, request, self._desk.open_cell(key, row)),
+                "tile": fragments.render_tile(smear, row, said),
+            }
+        except WbcError as error:
+            return {"note": str(error), "cell": "", "tile": ""}
+        except OSError as error:
+            return {"note": f"NOT KEPT: {error.strerror or error}", "cell": "", "tile": ""}
+
+    def _choose(
+        self, smear: Smear, filters: Sequence[Any]
+    ) -> tuple[list[Sequence[Review]], list[int]]:
+        predicted, answer, state, patient, at_most = filters
+        table = smear.table()
+        source, standing = smear.source, self._desk.corrections.standing()
+        reviews = [standing.get(cell, ()) for cell in source.cells]
+        rows = choose(
+            table,
+            Filters(predicted, answer, state, patient, at_most / 100),
+            class_names=self._desk.class_names,
+            reviews=reviews[: len(table)],
+            patients=source.manifest.table["group"].iloc[: len(table)].tolist(),
+        )
+        return reviews, rows.tolist()
+
+    def _cell(self, request: dict[str, Any]) -> tuple[str, int]:
+        key, row = str(request.get("smear", "")), int(request.get("row", -1))
+        if not 0 <= row < self._desk.smear(key).done:
+            raise WbcError("There is no such cell on the desk; open the pictures again.")
+        return key, row
+
+    def _render(self, key: str, row: int, request: dict[str, Any], shown: Any) -> str:
+        reviewer = str(request.get("reviewer", ""))
+        return fragments.render_cell(self._desk, key, row, shown, reviewer=reviewer)
+
+
+def _change(request: dict[str, Any], mine: Review | None) -> tuple[str, bool]:
+    """Return the class and the flag that a reviewer's answer has now."""
+    if request.get("undo"):
+        return "", False
+    label, flagged = (mine.corrected, mine.flagged) if mine else ("", False)
+    return str(request.get("label", label)), bool(request.get("flagged", flagged))
+
+
+def _told(label: str, flagged: bool, others: Sequence[Review]) -> str:
+    parts = [fragments.say_class(label) if label else "", "flagged" if flagged else ""]
+    told = f"Kept: {', '.join(filter(None, parts))}." if any(parts) else "Taken back."
+    for one in others:
+        told += f" {one.reviewer} has called this cell {fragments.say_class(one.corrected)}."
+    return told + (" The last answer counts." if others else "")
+
+
+def _turners(number: int, pages: int) -> tuple[Any, Any]:
+    return (
+        gr.Button(interactive=number > 0, visible=pages > 1),
+        gr.Button(interactive=number < pages - 1, visible=pages > 1),
+    )
+
+
+def _message(text: str) -> str:
+    return f'<p class="message" role="alert">{escape(text)}</p>'
