@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,12 +39,15 @@ Reviews = Sequence[Sequence[Review]]
 
 
 def say_class(label: str) -> str:
-    """Return a class's full name: "Myeloblast (MYO)"."""
+    """Return a class's full name: "Myeloblast"."""
     found = cell_type(label)
-    if found is None:
-        return label
-    name = found.name.replace("_", " ").capitalize()
-    is_code = label.replace("_", " ").replace("-", " ").lower() not in name.lower()
+    return label if found is None else found.name.replace("_", " ").capitalize()
+
+
+def say_class_and_code(label: str) -> str:
+    """Return a class's full name with its label, where that is another: "Myeloblast (MYO)"."""
+    name = say_class(label)
+    is_code = re.sub(r"[\s_-]+", " ", label).lower() != name.lower()
     return f"{name} ({label})" if is_code else name
 
 
@@ -57,10 +61,10 @@ def say_percent(share: float) -> str:
     if share != share:
         return ""
     if 0 < share < 0.01:
-        return "< 1 %"
+        return "<\u00a01\u00a0%"
     if 0.99 < share < 1:
-        return "> 99 %"
-    return f"{share:.0%}".replace("%", " %")
+        return ">\u00a099\u00a0%"
+    return f"{share:.0%}".replace("%", "\u00a0%")
 
 
 def render_tiles(smear: Smear, key: str, rows: Sequence[int], reviews: Reviews, empty: str) -> str:
@@ -266,7 +270,7 @@ def _said(review: Review) -> Mapping[str, str]:
 
 def _class(label: str, key: str, share: float, mine: Review | None) -> Mapping[str, Any]:
     share = 0.0 if share != share else share
-    name, kind, percent = say_class(label), say_kind(label), say_percent(share)
+    name, kind, percent = say_class_and_code(label), say_kind(label), say_percent(share)
     spoken = [f"Call it {name}", kind, percent, f"key {key}" if key else ""]
     return {
         "label": label,
@@ -299,7 +303,7 @@ def _percents(box: np.ndarray) -> list[float]:
 def _share_row(one: Share, *, total: bool = False) -> Mapping[str, Any]:
     low, high = one.interval or (0.0, 0.0)
     return {
-        "name": one.name.capitalize() if total else say_class(one.name),
+        "name": one.name.capitalize() if total else say_class_and_code(one.name),
         "kind": "" if total else say_kind(one.name),
         "total": total,
         "count": f"{one.count:,}",
@@ -312,13 +316,13 @@ def _share_row(one: Share, *, total: bool = False) -> Mapping[str, Any]:
 
 
 def _say_share(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def _say_interval(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
+    return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}\u00a0%"
 
 
 def _with_interval(one: Share) -> str:
     low, high = one.interval or (0.0, 0.0)
-    return f"{100 * (one.share or 0.0):.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{100 * (one.share or 0.0):.0f}\u00a0% ({100 * low:.0f}–{100 * high:.0f})"

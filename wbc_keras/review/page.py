@@ -27,6 +27,14 @@ _TICK = 1.0  # seconds between looks at how far classifying has come
 _PATIENCE = 1.5  # seconds to wait for a few uploaded pictures before the page shows progress
 _LARGEST_FILE = "400mb"  # 64 million pixels of 16 bits, the most that is read
 _RESEARCH = "Research use only. Not a medical device, not for diagnosis."
+_CERTAINTIES = [("any", 1.0)] + [(f"up to {share:.0%}", share) for share in (0.95, 0.8, 0.5)]
+_TOP = """
+<header><h1>Review desk</h1> <span class="soft">{name}</span>
+<label>Reviewer <input id="reviewer" autocomplete="off" placeholder="name or initials" maxlength="60">
+</label></header>
+<p id="research" role="note">{research}</p>
+<div id="note"><p role="status" aria-live="polite"></p></div>
+"""
 _WELCOME = "Drop pictures of cells above, or click there to choose some."
 _NONE = "No cell passes the filters."
 
@@ -50,6 +58,7 @@ def appearance() -> dict[str, Any]:
     theme = gr.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",
+        spacing_size="sm",
         font=("system-ui", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
     )
@@ -68,27 +77,24 @@ def _template(name: str) -> str:
 
 def _build(page: gr.Blocks, desk: Desk, name: str) -> None:
     view = View(desk)
-    gr.HTML(
-        f"<header><h1>Review desk</h1><span class=soft>{escape(name)}</span>"
-        '<label>Reviewer <input id="reviewer" autocomplete="off" placeholder="name or initials" '
-        'maxlength="60"></label></header>',
-        elem_id="top",
-    )
-    gr.HTML(f'<p id="research" role="note">{_RESEARCH}</p>')
-    gr.HTML('<div id="note"><p role="status" aria-live="polite"></p></div>')
+    gr.HTML(_TOP.format(name=escape(name), research=_RESEARCH), elem_id="top")
     smear, number = gr.State(view.first), gr.State(0)
-    upload = gr.File(
-        label="Pictures of cells",
-        file_count="multiple",
-        file_types=list(IMAGE_SUFFIXES),
-        height=110,
-        elem_id="upload",
-    )
-    status = gr.HTML(elem_id="status")
+    with gr.Row(elem_id="now"):
+        upload = gr.File(
+            show_label=False,
+            file_count="multiple",
+            file_types=list(IMAGE_SUFFIXES),
+            height=56,
+            scale=2,
+            min_width=260,
+            elem_id="upload",
+        )
+        with gr.Column(scale=5, min_width=300):
+            status = gr.HTML(elem_id="status")
     with gr.Tab("Cells"):
-        filters = _filters(desk)
-        with gr.Row():
+        with gr.Row(elem_id="work"):
             with gr.Column(scale=5, min_width=320):
+                filters = _filters(desk)
                 grid = gr.HTML(elem_id="grid")
                 with gr.Row(elem_id="pages"):
                     back = gr.Button("‹", size="sm", elem_id="previous-page")
@@ -100,10 +106,12 @@ def _build(page: gr.Blocks, desk: Desk, name: str) -> None:
                     js_on_load=_template("review.js"),
                     server_functions=_server_functions(view),
                 )
-    with gr.Tab("Differential count") as count_tab:
+    with gr.Tab("Count") as count_tab:
         differential = gr.HTML()
     with gr.Tab("Agreement") as agreement_tab:
         agreement = gr.HTML()
+    # Pressed by review.js after a correction.
+    recount = gr.Button("Count again", elem_id="recount", elem_classes="unseen")
     timer = gr.Timer(_TICK)
 
     inputs = [smear, number, *filters]
@@ -120,7 +128,8 @@ def _build(page: gr.Blocks, desk: Desk, name: str) -> None:
         button.click(lambda n, by=by: n + by, number, number, **quiet).then(
             view.show, inputs, outputs, **quiet
         )
-    count_tab.select(view.show, inputs, outputs, **quiet)
+    for event in (recount.click, count_tab.select):
+        event(view.count, [smear, *filters], [status, differential], **quiet)
     agreement_tab.select(view.agreement, None, agreement, **quiet)
 
 
@@ -138,7 +147,7 @@ def _server_functions(view: View) -> list[Any]:
 
 def _filters(desk: Desk) -> list[Any]:
     classes = [("all classes", "")] + [
-        (fragments.say_class(label), label) for label in desk.class_names
+        (fragments.say_class_and_code(label), label) for label in desk.class_names
     ]
     patients = _patients(desk, "data")
     with gr.Row(elem_id="filters"):
@@ -149,7 +158,7 @@ def _filters(desk: Desk) -> list[Any]:
             gr.Dropdown(
                 patients, value="", label="Patient", min_width=120, visible=len(patients) > 1
             ),
-            gr.Slider(0, 100, value=100, step=1, label="Certainty at most, %", min_width=160),
+            gr.Dropdown(_CERTAINTIES, value=1.0, label="Certainty", min_width=110),
         ]
 
 
@@ -188,23 +197,29 @@ class View:
             return empty, "", "", "", *_turners(0, 0), gr.Timer(active=False)
         try:
             smear = self._desk.smear(key)
+            running = smear.is_running
+            reviews, rows = self._choose(smear, filters)
         except WbcError as error:
             return "", _message(str(error)), "", "", *_turners(0, 0), gr.Timer(active=False)
-        running = smear.is_running
-        reviews, rows = self._choose(smear, filters)
         pages = max(1, -(-len(rows) // _ON_A_PAGE))
         number = min(max(number, 0), pages - 1)
         shown = rows[number * _ON_A_PAGE : (number + 1) * _ON_A_PAGE]
         waiting = "The first cells are on their way." if running and not smear.done else _NONE
-        count, withheld = fragments.summarise(smear, rows, reviews, self._desk.class_names)
         return (
             fragments.render_tiles(smear, key, shown, reviews, waiting),
-            fragments.render_status(smear, count, withheld),
-            fragments.render_differential(count),
+            *self._add_up(smear, reviews, rows),
             f'<span class="soft">Page {number + 1} of {pages:,}</span>' if pages > 1 else "",
             *_turners(number, pages),
             gr.Timer(active=running),
         )
+
+    def count(self, key: str, *filters: Any) -> tuple[str, str]:
+        """Show anew what the cells that pass the filters add up to."""
+        try:
+            smear = self._desk.smear(key)
+            return self._add_up(smear, *self._choose(smear, filters))
+        except WbcError as error:
+            return (_message(str(error)) if key else ""), ""
 
     def tick(self, key: str, number: int, *filters: Any) -> tuple[Any, ...]:
         """Show how far classifying has come; the grid stays as it is until all is there."""
@@ -254,6 +269,15 @@ class View:
         except OSError as error:
             return {"note": f"NOT KEPT: {error.strerror or error}", "cell": "", "tile": ""}
 
+    def _add_up(
+        self, smear: Smear, reviews: Sequence[Sequence[Review]], rows: Sequence[int]
+    ) -> tuple[str, str]:
+        count, withheld = fragments.summarise(smear, rows, reviews, self._desk.class_names)
+        return (
+            fragments.render_status(smear, count, withheld),
+            fragments.render_differential(count),
+        )
+
     def _choose(
         self, smear: Smear, filters: Sequence[Any]
     ) -> tuple[list[Sequence[Review]], list[int]]:
@@ -263,7 +287,7 @@ class View:
         reviews = [standing.get(cell, ()) for cell in source.cells]
         rows = choose(
             table,
-            Filters(predicted, answer, state, patient, at_most / 100),
+            Filters(predicted, answer, state, patient, at_most),
             class_names=self._desk.class_names,
             reviews=reviews[: len(table)],
             patients=source.manifest.table["group"].iloc[: len(table)].tolist(),

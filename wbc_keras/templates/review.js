@@ -76,6 +76,10 @@ async function correct(change) {
     if (wanted === name(smear, row)) mark(row);
     if (focused) tileOf(row).focus();
   }
+  if (answer.tile) {
+    clearTimeout(correct.timer);
+    correct.timer = setTimeout(() => document.getElementById("recount").click(), 400);
+  }
 }
 
 function step(by) {
@@ -93,7 +97,10 @@ function columns() {
 
 document.addEventListener("click", (event) => {
   const tile = event.target.closest("ul.cells .tile");
-  if (tile) open(tile);
+  if (!tile) return;
+  open(tile);
+  // Where the cell stands above the grid.
+  if (element.getBoundingClientRect().bottom < 100) element.scrollIntoView();
 });
 
 element.addEventListener("click", (event) => {
