@@ -207,9 +207,7 @@ def test_reviews_are_labels(cells, tmp_path, caplog):
 
 
 def test_unlabelled_use_takes_flagged_cells_too(cells, tmp_path):
-    path = _table(
-        tmp_path / "out", _review("x/0.png", "basophil", flagged=True, folder=str(cells))
-    )
+    path = _table(tmp_path / "out", _review("x/0.png", "basophil", flagged=True, folder=str(cells)))
     table = read_manifest(path, labelled=False).table
     assert table[["file", "label"]].to_numpy().tolist() == [["x/0.png", ""]]
 
@@ -221,14 +219,16 @@ def test_pictures_beside_the_table_and_data_that_were_moved(cells, tmp_path):
         _review("x/1.png", "monocyte", folder="/moved/away"),
     ]
     path = _table(output, *rows)
-    with pytest.raises(DataError, match="2 pictures are not there: x/0.png, x/1.png.*/moved/away"):
+    with pytest.raises(DataError, match=r"2 pictures are not there: x/0.png, x/1.png.*/moved/away"):
         read_manifest(path)
     beside = path.rename(cells / "reviews.csv")
     assert read_manifest(beside).root == cells
     (output / "pictures").mkdir()
     (output / "pictures" / "9.png").write_bytes(b"")
     mixed = _table(
-        output, _review("pictures/9.png", "monocyte"), _review("x/0.png", "basophil", folder=str(cells))
+        output,
+        _review("pictures/9.png", "monocyte"),
+        _review("x/0.png", "basophil", folder=str(cells)),
     )
     manifest = read_manifest(mixed)
     assert manifest.root == tmp_path
@@ -239,7 +239,7 @@ def test_pictures_beside_the_table_and_data_that_were_moved(cells, tmp_path):
 @pytest.mark.parametrize("file", ["../secret.png", "/etc/x.png", "x/0.txt"])
 def test_files_outside_or_no_pictures_are_refused(cells, tmp_path, file):
     path = _table(tmp_path / "out", _review(file, "basophil", folder=str(cells)))
-    with pytest.raises(DataError, match="leaves the data folder|is no picture"):
+    with pytest.raises(DataError, match=r"leaves the data folder|is no picture"):
         read_manifest(path)
 
 

@@ -39,7 +39,7 @@ CELLS = [
 def table() -> pd.DataFrame:
     rows = []
     for name, confidence, *_ in CELLS:
-        shares = {one: (1 - confidence) / 2 for one in CLASSES}
+        shares = dict.fromkeys(CLASSES, (1 - confidence) / 2)
         rows.append(list((shares | ({name: confidence} if name else {})).values()))
     return prediction_table(
         [f"{n}.png" for n in range(len(CELLS))],
@@ -102,7 +102,7 @@ def test_count_takes_reviewers_before_the_model(table):
     said[6] = [_review(6, "basophil")]  # a platelet that is none
     said[1] = [_review(1, "", flagged=True)]  # flagged alone: as the model has it
     found = count_cells(list(table["predicted"]), said, CLASSES)
-    assert (found.counted, found.left_out, found.unread, found.reviewed) == (7, 0, 1, 3)
+    assert (found.counted, found.left_out, found.unread, found.by_reviewers) == (7, 0, 1, 2)
     counts = {one.name: one.count for one in (*found.classes, *found.sums)}
     assert counts == {"basophil": 3, "myeloblast": 4, "abnormal cells": 4, "blasts": 4}
     interval = binomtest(4, 7).proportion_ci(method="wilson")

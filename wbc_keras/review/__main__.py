@@ -51,12 +51,14 @@ def _action(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace, port: int) -> None:
     from wbc_keras.review.desk import Desk
     from wbc_keras.review.page import appearance, build_page
+    from wbc_keras.review.smears import open_data
 
+    source = open_data(arguments.data) if arguments.data else None
     desk = Desk.load(arguments.model, _choose_output(arguments))
     loaded = time.perf_counter()
     try:
-        if arguments.data:
-            desk.open_data(arguments.data)
+        if source is not None:
+            desk.open_data(source)
         page = build_page(desk, name=Path(arguments.model).name)
         _, address, public = page.launch(
             server_name=arguments.host,

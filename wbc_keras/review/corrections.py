@@ -15,7 +15,15 @@ import filelock
 
 from wbc_keras import runs
 from wbc_keras.errors import DataError, RunError
-from wbc_keras.manifest.reviews import COLUMNS, Review, is_row, read_rows, review_line, standing, to_line
+from wbc_keras.manifest.reviews import (
+    COLUMNS,
+    Review,
+    is_row,
+    read_rows,
+    review_line,
+    standing,
+    to_line,
+)
 
 REVIEWS = "reviews.csv"
 _NOTHING = (0, 0)

@@ -20,7 +20,7 @@ from wbc_keras.manifest import read_manifest
 from wbc_keras.manifest.reviews import Review, now
 from wbc_keras.predictor import Predictor, find_model
 from wbc_keras.review.corrections import Corrections
-from wbc_keras.review.smears import Smear, Source, open_data, open_uploads
+from wbc_keras.review.smears import Smear, Source, open_uploads
 from wbc_keras.runs import open_run
 
 _SHOWN = 720  # pixels, the longer side of an opened cell
@@ -32,7 +32,7 @@ _HELD = 8  # smears that were uploaded, of all windows together
 
 @dataclass(frozen=True)
 class Opened:
-    """A cell to look at: its picture, and it under its heatmap, as JPEG; b"" where there is none."""
+    """A cell to look at: its picture, and it under its heatmap, JPEG; b"" where there is none."""
 
     picture: bytes
     heat: bytes
@@ -86,9 +86,9 @@ class Desk:
             one.predict([blank])
         return cls(predictor, explainer, output, typical=find_typical(folder))
 
-    def open_data(self, data: str | Path) -> str:
-        """Put the cells of any source on the desk; returns the name it is asked for by."""
-        return self._add(open_data(data), "data")
+    def open_data(self, source: Source) -> str:
+        """Put the cells of ``--data`` on the desk; returns the name they are asked for by."""
+        return self._add(source, "data")
 
     def open_uploads(self, files: Sequence[Path]) -> str:
         """Put uploaded pictures on the desk; the oldest ones have to make room."""

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,35 @@ _NEAREST = 2  # classes whose typical cells are shown
 _DISPUTED = 50  # rows
 
 Reviews = Sequence[Sequence[Review]]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What some cells of a smear add up to.
+
+    Attributes:
+        cells: how many they are.
+        undecided: of them, those that the model would rather not decide.
+        reviewed: those that somebody has said something of.
+        count: their differential count.
+    """
+
+    cells: int
+    undecided: int
+    reviewed: int
+    count: Differential
+
+
+def add_up(smear: Smear, rows: Sequence[int], reviews: Reviews, class_names: Sequence[str]) -> Sums:
+    """Add up some cells of a smear; ``reviews`` are of all of its cells."""
+    chosen = smear.table().iloc[list(rows)]
+    said = [reviews[row] for row in rows]
+    return Sums(
+        len(said),
+        int(undecided(chosen).sum()),
+        sum(map(bool, said)),
+        count_cells(list(chosen["predicted"]), said, class_names),
+    )
 
 
 def say_class(label: str) -> str:
@@ -93,9 +123,7 @@ def render_tile(smear: Smear, row: int, said: Sequence[Review]) -> str:
     """Return one cell's tile."""
     table = smear.table().iloc[[row]]
     picture = _thumbnail(smear.source.manifest.paths()[row])
-    return str(
-        _macros().tile(_tile(row, table.iloc[0], bool(undecided(table)[0]), picture, said))
-    )
+    return str(_macros().tile(_tile(row, table.iloc[0], bool(undecided(table)[0]), picture, said)))
 
 
 def render_cell(
@@ -139,14 +167,14 @@ def render_cell(
     return str(_macros(warning).opened(cell))
 
 
-def render_status(smear: Smear, count: Differential, withheld: int) -> str:
+def render_status(smear: Smear, sums: Sums) -> str:
     """Return how far classifying has come, and the smear in a line."""
-    done = smear.done
-    figures = [(f"{done:,}", "cells"), (f"{withheld:,}", "not decided")]
+    done, count = smear.done, sums.count
+    figures = [(f"{sums.cells:,}", "cells"), (f"{sums.undecided:,}", "not decided")]
     if count.unread:
         figures.append((f"{count.unread:,}", "cannot be read"))
     figures += [(_with_interval(one), one.name) for one in count.sums if one.share is not None]
-    figures.append((f"{count.reviewed:,}", "reviewed"))
+    figures.append((f"{sums.reviewed:,}", "reviewed"))
     about = {
         "failure": smear.failure,
         "running": smear.is_running,
@@ -166,8 +194,10 @@ def render_differential(count: Differential) -> str:
         notes.append(f"{count.left_out:,} platelets and smudge cells are left out.")
     if count.unread:
         notes.append(f"{count.unread:,} pictures cannot be read and are left out.")
-    if count.reviewed:
-        notes.append(f"{count.reviewed:,} cells count as reviewers have them, others by the model.")
+    if count.by_reviewers:
+        notes.append(
+            f"{count.by_reviewers:,} cells count as reviewers have them, others by the model."
+        )
     rows = [_share_row(one, total=True) for one in count.sums]
     rows += [_share_row(one) for one in sorted(count.classes, key=lambda one: -one.count)]
     return str(
@@ -185,7 +215,7 @@ def render_agreement(desk: Desk) -> str:
             "cells": f"{sum(one.support for one in pair.per_class.values()):,}",
             "share": say_percent(pair.accuracy),
             "interval": _say_interval(pair.interval),
-            "kappa": "–" if pair.kappa is None else f"{pair.kappa:.2f}",
+            "kappa": "-" if pair.kappa is None else f"{pair.kappa:.2f}",
         }
         for pair in agree(standing)
     ]
@@ -199,13 +229,6 @@ def render_agreement(desk: Desk) -> str:
     ]
     about = {"pairs": pairs, "disputed": disputed[:_DISPUTED], "path": str(desk.corrections.path)}
     return str(_macros().agreement(about))
-
-
-def summarise(smear: Smear, rows: Sequence[int], reviews: Reviews, names: Sequence[str]) -> tuple[Differential, int]:
-    """Count the cells of some rows, and those of them that the model would rather not decide."""
-    chosen = smear.table().iloc[list(rows)]
-    said = [reviews[row] for row in rows]
-    return count_cells(list(chosen["predicted"]), said, names), int(undecided(chosen).sum())
 
 
 @functools.cache
@@ -316,13 +339,13 @@ def _share_row(one: Share, *, total: bool = False) -> Mapping[str, Any]:
 
 
 def _say_share(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}\u00a0%"
+    return "-" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
 def _say_interval(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}\u00a0%"
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}\u00a0%"
 
 
 def _with_interval(one: Share) -> str:
     low, high = one.interval or (0.0, 0.0)
-    return f"{100 * (one.share or 0.0):.0f}\u00a0% ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{100 * (one.share or 0.0):.0f}\u00a0% ({100 * low:.0f} to {100 * high:.0f})"

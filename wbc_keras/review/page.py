@@ -30,7 +30,8 @@ _RESEARCH = "Research use only. Not a medical device, not for diagnosis."
 _CERTAINTIES = [("any", 1.0)] + [(f"up to {share:.0%}", share) for share in (0.95, 0.8, 0.5)]
 _TOP = """
 <header><h1>Review desk</h1> <span class="soft">{name}</span>
-<label>Reviewer <input id="reviewer" autocomplete="off" placeholder="name or initials" maxlength="60">
+<label>Reviewer
+<input id="reviewer" autocomplete="off" placeholder="name or initials" maxlength="60">
 </label></header>
 <p id="research" role="note">{research}</p>
 <div id="note"><p role="status" aria-live="polite"></p></div>
@@ -91,21 +92,20 @@ def _build(page: gr.Blocks, desk: Desk, name: str) -> None:
         )
         with gr.Column(scale=5, min_width=300):
             status = gr.HTML(elem_id="status")
-    with gr.Tab("Cells"):
-        with gr.Row(elem_id="work"):
-            with gr.Column(scale=5, min_width=320):
-                filters = _filters(desk)
-                grid = gr.HTML(elem_id="grid")
-                with gr.Row(elem_id="pages"):
-                    back = gr.Button("‹", size="sm", elem_id="previous-page")
-                    place = gr.HTML(elem_id="place")
-                    on = gr.Button("›", size="sm", elem_id="next-page")
-            with gr.Column(scale=3, min_width=300):
-                gr.HTML(
-                    elem_id="cell",
-                    js_on_load=_template("review.js"),
-                    server_functions=_server_functions(view),
-                )
+    with gr.Tab("Cells"), gr.Row(elem_id="work"):
+        with gr.Column(scale=5, min_width=320):
+            filters = _filters(desk)
+            grid = gr.HTML(elem_id="grid")
+            with gr.Row(elem_id="pages"):
+                back = gr.Button("Earlier", size="sm", elem_id="previous-page")
+                place = gr.HTML(elem_id="place")
+                on = gr.Button("Later", size="sm", elem_id="next-page")
+        with gr.Column(scale=3, min_width=300):
+            gr.HTML(
+                elem_id="cell",
+                js_on_load=_template("review.js"),
+                server_functions=_server_functions(view),
+            )
     with gr.Tab("Count") as count_tab:
         differential = gr.HTML()
     with gr.Tab("Agreement") as agreement_tab:
@@ -272,11 +272,8 @@ class View:
     def _add_up(
         self, smear: Smear, reviews: Sequence[Sequence[Review]], rows: Sequence[int]
     ) -> tuple[str, str]:
-        count, withheld = fragments.summarise(smear, rows, reviews, self._desk.class_names)
-        return (
-            fragments.render_status(smear, count, withheld),
-            fragments.render_differential(count),
-        )
+        sums = fragments.add_up(smear, rows, reviews, self._desk.class_names)
+        return fragments.render_status(smear, sums), fragments.render_differential(sums.count)
 
     def _choose(
         self, smear: Smear, filters: Sequence[Any]

@@ -1,4 +1,4 @@
-"""The cells of a smear as a list to work on: whose turn it is, which are shown, what they add up to.
+"""The cells of a smear as a list to work on: whose turn it is, which are shown, their sums.
 
 Works on the rows of a predictions table (`predictions`), one for each cell.
 """
@@ -144,7 +144,7 @@ class Differential:
         counted: cells that count, by `labels.counted_classes`.
         left_out: platelets and smudge cells.
         unread: pictures that cannot be read.
-        reviewed: cells that are counted as a reviewer has them.
+        by_reviewers: cells that are counted as a reviewer has them.
     """
 
     classes: tuple[Share, ...]
@@ -152,7 +152,7 @@ class Differential:
     counted: int
     left_out: int
     unread: int
-    reviewed: int
+    by_reviewers: int
 
 
 def count_cells(
