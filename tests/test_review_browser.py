@@ -248,6 +248,17 @@ def test_correction_by_keyboard(window, server):
     tab.wait_for_function("/2 reviewed/.test(document.querySelector('#status').innerText)")
     tab.get_by_role("tab", name="Agreement").click()
     tab.wait_for_selector("text=Dr A and the model")
+    tab.keyboard.press("1")  # no cell is to be seen
+    tab.get_by_role("tab", name="Cells").click()
+    tab.locator(".tile").nth(7).click()
+    tab.wait_for_function(
+        "document.querySelectorAll('.tile')[7].getAttribute('aria-current') === 'true'"
+    )
+    tab.focus(".heat-strength")
+    before = len(read_rows(server.output / "reviews.csv"))
+    tab.wait_for_timeout(300)
+    assert window.press("2") == "Kept: Lymphocyte."
+    assert len(read_rows(server.output / "reviews.csv")) == before + 1
 
 
 def test_arrows_turn_the_page(window):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -56,6 +57,8 @@ def _serve(arguments: argparse.Namespace, port: int) -> None:
     source = open_data(arguments.data) if arguments.data else None
     desk = Desk.load(arguments.model, _choose_output(arguments))
     loaded = time.perf_counter()
+    # A stopped program too removes what was uploaded.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if source is not None:
             desk.open_data(source)

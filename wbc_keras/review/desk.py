@@ -19,9 +19,11 @@ from wbc_keras.images import BadImage, decode_picture, read_file
 from wbc_keras.manifest import read_manifest
 from wbc_keras.manifest.reviews import Review, now
 from wbc_keras.predictor import Predictor, find_model
+from wbc_keras.record import read_checks
 from wbc_keras.review.corrections import Corrections
 from wbc_keras.review.smears import Smear, Source, open_uploads
 from wbc_keras.runs import open_run
+from wbc_keras.summary import say_heatmaps
 
 _SHOWN = 720  # pixels, the longer side of an opened cell
 _EXPLAINED = 1600  # pixels, the longer side from which a picture is made smaller for its heatmap
@@ -46,6 +48,7 @@ class Desk:
         explainer: the same model, with heatmaps.
         output: folder of the corrections.
         typical: by class, pictures of cells that the model knows well.
+        heat_warning: what is to be known of the model's heatmaps.
 
     Raises:
         WbcError: ``output`` cannot be written, or holds another ``reviews.csv``.
@@ -58,11 +61,12 @@ class Desk:
         output: Path,
         *,
         typical: Mapping[str, Sequence[Path]] | None = None,
+        heat_warning: str = "",
     ) -> None:
         self.predictor, self.output = predictor, output
         self.corrections = Corrections(output)
         self.class_names = predictor.class_names
-        self.typical = typical or {}
+        self.typical, self.heat_warning = typical or {}, heat_warning
         self._explainer = explainer
         self._smears: OrderedDict[str, Smear] = OrderedDict()
         self._numbers = itertools.count(1)
@@ -84,7 +88,13 @@ class Desk:
         blank = _encode(np.full((64, 64, 3), 200, np.uint8))
         for one in (predictor, explainer):
             one.predict([blank])
-        return cls(predictor, explainer, output, typical=find_typical(folder))
+        return cls(
+            predictor,
+            explainer,
+            output,
+            typical=find_typical(folder),
+            heat_warning=say_heatmaps(read_checks(folder)),
+        )
 
     def open_data(self, source: Source) -> str:
         """Put the cells of ``--data`` on the desk; returns the name they are asked for by."""

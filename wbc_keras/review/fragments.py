@@ -126,9 +126,7 @@ def render_tile(smear: Smear, row: int, said: Sequence[Review]) -> str:
     return str(_macros().tile(_tile(row, table.iloc[0], bool(undecided(table)[0]), picture, said)))
 
 
-def render_cell(
-    desk: Desk, key: str, row: int, shown: Opened | None, *, reviewer: str, warning: str = ""
-) -> str:
+def render_cell(desk: Desk, key: str, row: int, shown: Opened, *, reviewer: str) -> str:
     """Return the opened cell."""
     smear = desk.smear(key)
     table = smear.table().iloc[[row]]
@@ -148,8 +146,8 @@ def render_cell(
         "name": say_class(line["predicted"]),
         "kind": say_kind(line["predicted"]),
         "percent": say_percent(float(line["confidence"])),
-        "picture": embed(shown.picture, "jpeg") if shown and shown.picture else "",
-        "heat": embed(shown.heat, "jpeg") if shown and shown.heat else "",
+        "picture": embed(shown.picture, "jpeg") if shown.picture else "",
+        "heat": embed(shown.heat, "jpeg") if shown.heat else "",
         "box": _percents(line[list(BOX_COLUMNS)].to_numpy(float)),
         "classes": [
             _class(name, KEYS[place : place + 1], float(line[name]), mine)
@@ -164,7 +162,7 @@ def render_cell(
             if name in desk.typical and not line[ERROR]
         ],
     }
-    return str(_macros(warning).opened(cell))
+    return str(_macros(desk.heat_warning).opened(cell))
 
 
 def render_status(smear: Smear, sums: Sums) -> str:

@@ -18,7 +18,7 @@ from wbc_keras.errors import WbcError
 from wbc_keras.manifest import IMAGE_SUFFIXES
 from wbc_keras.manifest.reviews import Review
 from wbc_keras.review import fragments
-from wbc_keras.review.desk import Desk
+from wbc_keras.review.desk import Desk, Opened
 from wbc_keras.review.smears import Smear
 from wbc_keras.review.worklist import ANSWERS, STATES, Filters, choose
 
@@ -164,10 +164,10 @@ def _filters(desk: Desk) -> list[Any]:
 
 def _patients(desk: Desk, key: str) -> list[tuple[str, str]]:
     try:
-        groups = desk.smear(key).source.manifest.table["group"]
+        groups = set(desk.smear(key).source.manifest.table["group"])
     except WbcError:
-        groups = []
-    return [("all patients", "")] + [(one, one) for one in sorted(set(groups) - {""})]
+        groups = set()
+    return [("all patients", "")] + [(one, one) for one in sorted(groups - {""})]
 
 
 class View:
@@ -281,7 +281,7 @@ class View:
         predicted, answer, state, patient, at_most = filters
         table = smear.table()
         source, standing = smear.source, self._desk.corrections.standing()
-        reviews = [standing.get(cell, ()) for cell in source.cells]
+        reviews: list[Sequence[Review]] = [standing.get(cell, ()) for cell in source.cells]
         rows = choose(
             table,
             Filters(predicted, answer, state, patient, at_most),
@@ -289,7 +289,7 @@ class View:
             reviews=reviews[: len(table)],
             patients=source.manifest.table["group"].iloc[: len(table)].tolist(),
         )
-        return reviews, rows.tolist()
+        return reviews, [int(row) for row in rows]
 
     def _cell(self, request: dict[str, Any]) -> tuple[str, int]:
         key, row = str(request.get("smear", "")), int(request.get("row", -1))
@@ -297,7 +297,7 @@ class View:
             raise WbcError("There is no such cell on the desk; open the pictures again.")
         return key, row
 
-    def _render(self, key: str, row: int, request: dict[str, Any], shown: Any) -> str:
+    def _render(self, key: str, row: int, request: dict[str, Any], shown: Opened) -> str:
         reviewer = str(request.get("reviewer", ""))
         return fragments.render_cell(self._desk, key, row, shown, reviewer=reviewer)
 

@@ -117,8 +117,10 @@ element.addEventListener("input", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !grid()) return;
-  if (event.target.closest("input, textarea, select, [role=listbox], [role=tab]")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !grid() || !grid().checkVisibility()) return;
+  const isArrow = event.key.startsWith("Arrow");
+  if (event.target.matches(".heat-strength") ? isArrow
+    : event.target.closest("input, textarea, select, [role=listbox], [role=tab]")) return;
   if (event.key === "ArrowLeft" || event.key === "ArrowRight") step(event.key === "ArrowLeft" ? -1 : 1);
   else if (event.key in COLUMN_KEYS) step(COLUMN_KEYS[event.key] * columns());
   else {
