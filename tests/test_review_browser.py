@@ -162,7 +162,7 @@ def test_filters_and_pages(window):
     window.choose("The model", "cannot be read")
     tab.wait_for_function("document.querySelectorAll('.tile').length === 1")
     assert "cannot be read" in tab.get_attribute(".tile", "aria-label")
-    assert "Is not a jpeg" in tab.inner_text(".opened")
+    assert "is not a JPEG" in tab.inner_text(".opened")
     window.choose("Certainty", "up to 50%")
     window.choose("The model", "decided")
     tab.wait_for_selector(".empty")
@@ -210,8 +210,8 @@ def test_uploads_that_are_no_pictures_are_told_and_the_desk_stays_up(window, tmp
         told.append(tab.inner_text(".verdict.unread"))
         window.tab.locator(".tile:not(.unread)").click()
         tab.wait_for_selector(".verdict:not(.unread)")
-    assert any("200 million pixels" in one for one in told), told
-    assert any("Is not a jpeg" in one for one in told), told
+    assert any("20000x10000 pixels" in one for one in told), told
+    assert any("is not a JPEG" in one for one in told), told
     (tmp_path / "notes.txt").write_text("hello")
     tab.set_input_files("#upload input", str(tmp_path / "notes.txt"))
     tab.wait_for_function(

@@ -208,9 +208,9 @@ def test_upload_is_kept_once_corrected_and_known_again(desk, drawn_cells, tmp_pa
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda path: path.write_text("hello"), "Is not a jpeg, png, tiff or bmp picture"),
-        (write_bomb, "200 million pixels"),
-        (lambda path: path.write_bytes(b""), "Is not a jpeg, png, tiff or bmp picture"),
+        (lambda path: path.write_text("hello"), "is not a JPEG, PNG, TIFF or BMP picture"),
+        (write_bomb, "says it has 20000x10000 pixels"),
+        (lambda path: path.write_bytes(b""), "the file is empty"),
     ],
 )
 def test_picture_that_cannot_be_read_is_told_on_the_page(desk, tmp_path, make, told):
@@ -223,8 +223,7 @@ def test_picture_that_cannot_be_read_is_told_on_the_page(desk, tmp_path, make, t
     assert "cannot be read" in grid
     assert "<b>1</b> cannot be read" in status
     html = view.open_cell({"smear": key, "row": 0})["cell"]
-    assert "Cannot be read." in html
-    assert told.lower() in html.lower()
+    assert f"Cannot be read:</b> {told}" in html
     assert "NaN" not in html
 
 
@@ -264,12 +263,10 @@ def test_large_picture_is_explained_in_time(desk, tmp_path):
 def test_hundred_thousand_cells_never_block_the_page(desk, drawn_cells, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
-    picture = drawn_cells / "monocyte" / "03.png"
-    try:
-        for number in range(100_000):
-            os.link(picture, folder / f"{number:06}.png")
-    except OSError:
-        pytest.skip("this file system has no 100,000 links to a file")
+    # A file has at most 65,000 names on ext4.
+    pictures = [shutil.copy(drawn_cells / "monocyte" / "03.png", tmp_path / n) for n in "ab"]
+    for number in range(100_000):
+        os.link(pictures[number % 2], folder / f"{number:06}.png")
     view = View(desk)
     key = desk.open_data(open_data(folder))
     while desk.smear(key).done < 200:
@@ -286,11 +283,10 @@ def test_hundred_thousand_cells_never_block_the_page(desk, drawn_cells, tmp_path
 def test_reviews_train_and_evaluate(desk, patients, trained_run, train_arguments, tmp_path, capsys):
     key = _open(desk, patients)
     files = desk.smear(key).table()["file"]
-    view = View(desk)
     for row, file in enumerate(files):
         if row % 2:
             label = file.split("/")[0]
-            view.correct({"smear": key, "row": row, "label": label, "reviewer": "A"})
+            desk.correct(key, row, label=label, flagged=False, reviewer="A")
     reviews = str(desk.corrections.path)
     manifest = read_manifest(reviews)
     assert manifest.root == patients
@@ -338,8 +334,9 @@ def test_output_is_looked_at_before_the_model_is_loaded(tmp_path, trained_run):
         (["--model", "docs"], "docs: is neither a run folder"),
         (["--model", "MODEL", "--data", "nowhere"], "nowhere: no such file or folder"),
         (["--model", "MODEL", "--output", "README.md"], "README.md/reviews.csv: cannot be written"),
-        (["--model", "MODEL", "--host", "no.such.host.invalid"], "cannot be listened at"),
-        (["--model", "MODEL", "--port", "99999"], "cannot be listened at"),
+        (["--model", "MODEL", "--host", "no.such.host.invalid"], "is no address of this machine"),
+        (["--model", "MODEL", "--host", "192.0.2.1"], "cannot be listened at"),
+        (["--model", "MODEL", "--port", "99999"], "expected 1 to 65535"),
     ],
 )
 def test_mistake_ends_in_one_line(arguments, told, trained_run, root, monkeypatch, capsys):

@@ -94,12 +94,18 @@ def _find_port(host: str, wanted: int | None) -> int:
     Raises:
         WbcError: it is in use, or there is no such host.
     """
+    if wanted is not None and not 0 < wanted < 1 << 16:
+        raise WbcError(f"--port {wanted}: expected 1 to 65535")
     for port in [wanted] if wanted is not None else _PORTS:
         try:
             with socket.create_server((host, port)):
                 return port
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except socket.gaierror as error:
+            raise WbcError(
+                f"--host {host}: is no address of this machine ({error.strerror})"
+            ) from error
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
     raise WbcError(f"--host {host} --port {port}: cannot be listened at ({reason}); choose another")
 
 

@@ -106,7 +106,7 @@ class Corrections:
         found = self.path.stat() if self.path.exists() else None
         state = (found.st_size, found.st_mtime_ns) if found else _NOTHING
         if state != self._state:
-            self._rows = read_rows(self.path) if state != _NOTHING else ()
+            self._rows = read_rows(self.path) if state[0] else ()
             self._standing = standing(self._rows)
             self._state = state
 

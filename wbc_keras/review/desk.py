@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
@@ -29,6 +30,7 @@ _SHOWN = 720  # pixels, the longer side of an opened cell
 _EXPLAINED = 1600  # pixels, the longer side from which a picture is made smaller for its heatmap
 _LONGEST_NAME = 60
 _TYPICAL = 3  # cells of a class
+_OPEN = 100  # cells whose heatmaps are kept, about 20 MB
 _HELD = 8  # smears that were uploaded, of all windows together
 
 
@@ -71,6 +73,7 @@ class Desk:
         self._smears: OrderedDict[str, Smear] = OrderedDict()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._open = functools.lru_cache(maxsize=_OPEN)(self._explain)
 
     @classmethod
     def load(cls, model: str | Path, output: Path) -> Desk:
@@ -121,7 +124,10 @@ class Desk:
             return self._smears[key]
 
     def open_cell(self, key: str, row: int) -> Opened:
-        """Return a cell's picture and its heatmap."""
+        """Return a cell's picture and its heatmap; the last ones are kept."""
+        return self._open(key, row)
+
+    def _explain(self, key: str, row: int) -> Opened:
         path = self.smear(key).source.manifest.paths()[row]
         try:
             image = decode_picture(path, read_file(path))
@@ -150,7 +156,7 @@ class Desk:
         Raises:
             DataError: no name is given, or the class is none of the model's.
         """
-        name = " ".join(reviewer.split())[:_LONGEST_NAME]
+        name = tidy_name(reviewer)
         if not name:
             raise DataError("Write your name or initials first, at the top of the page.")
         if label and label not in self.class_names:
@@ -176,6 +182,11 @@ class Desk:
         with self._lock:
             self._smears[key] = smear
         return key
+
+
+def tidy_name(reviewer: str) -> str:
+    """Return a reviewer's name as it is kept."""
+    return " ".join(reviewer.split())[:_LONGEST_NAME]
 
 
 def find_typical(folder: Path) -> dict[str, list[Path]]:

@@ -18,7 +18,7 @@ from wbc_keras.errors import WbcError
 from wbc_keras.manifest import IMAGE_SUFFIXES
 from wbc_keras.manifest.reviews import Review
 from wbc_keras.review import fragments
-from wbc_keras.review.desk import Desk, Opened
+from wbc_keras.review.desk import Desk, Opened, tidy_name
 from wbc_keras.review.smears import Smear
 from wbc_keras.review.worklist import ANSWERS, STATES, Filters, choose
 
@@ -252,7 +252,7 @@ class View:
         """Give a cell a class (``label``), flag it (``flagged``) or take both back (``undo``)."""
         try:
             key, row = self._cell(request)
-            reviewer = str(request.get("reviewer", ""))
+            reviewer = _reviewer(request)
             smear = self._desk.smear(key)
             cell = smear.source.cells[row]
             mine = [one for one in self._desk.corrections.of(cell) if one.reviewer == reviewer]
@@ -298,8 +298,7 @@ class View:
         return key, row
 
     def _render(self, key: str, row: int, request: dict[str, Any], shown: Opened) -> str:
-        reviewer = str(request.get("reviewer", ""))
-        return fragments.render_cell(self._desk, key, row, shown, reviewer=reviewer)
+        return fragments.render_cell(self._desk, key, row, shown, reviewer=_reviewer(request))
 
 
 def _change(request: dict[str, Any], mine: Review | None) -> tuple[str, bool]:
@@ -308,6 +307,10 @@ def _change(request: dict[str, Any], mine: Review | None) -> tuple[str, bool]:
         return "", False
     label, flagged = (mine.corrected, mine.flagged) if mine else ("", False)
     return str(request.get("label", label)), bool(request.get("flagged", flagged))
+
+
+def _reviewer(request: dict[str, Any]) -> str:
+    return tidy_name(str(request.get("reviewer", "")))
 
 
 def _told(label: str, flagged: bool, others: Sequence[Review]) -> str:
