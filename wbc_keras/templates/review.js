@@ -24,12 +24,10 @@ function mark(row) {
 }
 
 async function ask(request) {
-  try {
-    return await request;
-  } catch (error) {
-    say("The desk does not answer. Is it still running?");
-    return null;
-  }
+  const answer = await request;
+  // Gradio gives nothing where the server cannot be reached.
+  if (!answer) say("The desk does not answer. Is it still running?");
+  return answer;
 }
 
 async function open(tile, { focus = false } = {}) {
@@ -141,7 +139,8 @@ new MutationObserver(() => {
   else if (grid().dataset.smear !== smear) open(all[0]);
   else mark(row);
   turned = 0;
-}).observe(document.getElementById("grid"), { childList: true, subtree: true });
+}).observe(document.getElementById("grid"),
+  { childList: true, subtree: true, attributeFilter: ["data-row", "data-smear"] });
 
 reviewer.value = localStorage.getItem("wbc-reviewer") || "";
 reviewer.addEventListener("change", () => localStorage.setItem("wbc-reviewer", reviewer.value));
