@@ -30,7 +30,7 @@ LAYERS = (
     "classifier averaging fitting networks formats overlays inference predictor archive pretrained "
     "gradcam plots screening_plots screening_report novelty_report second_look_report faithfulness "
     "faithfulness_plots verdicts report_page model_card study_plots provenance review.smears "
-    "review.desk review.fragments review.page",
+    "review.desk review.fragments review.view review.page",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report ship study "
     "study_run "

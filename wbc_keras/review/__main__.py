@@ -45,7 +45,8 @@ def _action(arguments: argparse.Namespace) -> None:
     load_tensorflow()
     # Uploaded pictures go with the program; what was corrected is kept beside reviews.csv.
     with tempfile.TemporaryDirectory(prefix="wbc_review_") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
+        # Gradio reads both when it is imported.
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
         _serve(arguments, port)
 
 

@@ -62,6 +62,11 @@ async function correct(change) {
     return;
   }
   const { smear, row } = cell.dataset;
+  // A class is never given to a cell that was not yet to be seen, nor to the one before it.
+  if (wanted !== name(smear, row)) {
+    say("The next cell is still opening; press the key again.");
+    return;
+  }
   const request = { smear, row: Number(row), reviewer: reviewer.value, ...change };
   const answer = await ask(server.correct(request));
   if (!answer) return;
