@@ -180,7 +180,8 @@ def test_filters_and_pages(window):
     assert window.open(0) == "text.jpg"
     assert "is not a JPEG" in tab.inner_text(".opened")
     window.choose("Certainty", "up to 50%")
-    window.choose("The model", "decided")
+    assert tab.locator(".tile").count() == 1  # no certainty at all
+    window.choose("Predicted class", "Monocyte")
     tab.wait_for_selector(".empty")
 
 

@@ -97,7 +97,9 @@ def say_percent(share: float) -> str:
     return f"{share:.0%}".replace("%", "\u00a0%")
 
 
-def render_tiles(smear: Smear, key: str, rows: Sequence[int], reviews: Reviews, empty: str) -> str:
+def render_tiles(
+    smear: Smear, key: str, rows: Sequence[int], reviews: Reviews, *, page: int, empty: str
+) -> str:
     """Return the grid of a page's cells.
 
     Args:
@@ -105,6 +107,7 @@ def render_tiles(smear: Smear, key: str, rows: Sequence[int], reviews: Reviews, 
         key: its name.
         rows: of its table.
         reviews: what reviewers say of each of its cells.
+        page: its number.
         empty: what to say if there are no rows.
     """
     table, paths = smear.table(), smear.source.manifest.paths()
@@ -116,7 +119,7 @@ def render_tiles(smear: Smear, key: str, rows: Sequence[int], reviews: Reviews, 
         _tile(row, chosen.iloc[place], bool(marks[place]), pictures[place], reviews[row])
         for place, row in enumerate(rows)
     ]
-    return str(_macros().grid(key, cells, empty))
+    return str(_macros().grid(key, page, cells, empty))
 
 
 def render_tile(smear: Smear, row: int, said: Sequence[Review]) -> str:

@@ -58,7 +58,7 @@ class View:
         shown = rows[number * _ON_A_PAGE : (number + 1) * _ON_A_PAGE]
         waiting = "The first cells are on their way." if running and not smear.done else _NONE
         return (
-            fragments.render_tiles(smear, key, shown, reviews, waiting),
+            fragments.render_tiles(smear, key, shown, reviews, page=number, empty=waiting),
             *self._add_up(smear, reviews, rows),
             f'<span class="soft">Page {number + 1} of {pages:,}</span>' if pages > 1 else "",
             *_turners(number, pages),

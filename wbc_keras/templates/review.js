@@ -6,7 +6,8 @@ const tiles = () => [...document.querySelectorAll("ul.cells .tile")];
 const opened = () => element.querySelector(".opened");
 const reviewer = document.getElementById("reviewer");
 let wanted = "";        // the cell asked for last: an answer that comes late is not shown
-let turned = 0;         // -1 or 1 after the page was turned by an arrow
+let turned = 0;         // -1 or 1 after the page was turned by an arrow,
+let from = "";          // and the page it was turned from
 let heat = 0;
 
 function say(text) {
@@ -91,7 +92,11 @@ function step(by) {
   const next = all[here < 0 ? 0 : here + by];
   if (next) { open(next, { focus: true }); return; }
   const button = document.querySelector(by < 0 ? "#previous-page" : "#next-page");
-  if (button && !button.disabled) { turned = Math.sign(by); button.click(); }
+  if (button && !button.disabled) {
+    turned = Math.sign(by);
+    from = grid().dataset.page;
+    button.click();
+  }
 }
 
 function columns() {
@@ -135,17 +140,18 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// A new page of cells, or new pictures: the first cell is opened, the last one if turned back.
+// New pictures: the first cell is opened; so it is, or the last one, after an arrow turned the page.
 new MutationObserver(() => {
   const all = tiles();
   if (!all.length) return;
   const [smear, row] = wanted.split(" ");
-  if (turned) open(all[turned < 0 ? all.length - 1 : 0], { focus: true });
-  else if (grid().dataset.smear !== smear) open(all[0]);
+  if (turned && grid().dataset.page !== from) {
+    open(all[turned < 0 ? all.length - 1 : 0], { focus: true });
+    turned = 0;
+  } else if (grid().dataset.smear !== smear) open(all[0]);
   else mark(row);
-  turned = 0;
 }).observe(document.getElementById("grid"),
-  { childList: true, subtree: true, attributeFilter: ["data-row", "data-smear"] });
+  { childList: true, subtree: true, attributeFilter: ["data-row", "data-smear", "data-page"] });
 
 reviewer.value = localStorage.getItem("wbc-reviewer") || "";
 reviewer.addEventListener("change", () => localStorage.setItem("wbc-reviewer", reviewer.value));
