@@ -128,7 +128,7 @@ class Desk:
         return self._open(key, row)
 
     def _explain(self, key: str, row: int) -> Opened:
-        path = self.smear(key).source.manifest.paths()[row]
+        path = self.smear(key).source.path(row)
         try:
             image = decode_picture(path, read_file(path))
         except BadImage:

@@ -110,11 +110,10 @@ def render_tiles(
         page: its number.
         empty: what to say if there are no rows.
     """
-    table, paths = smear.table(), smear.source.manifest.paths()
-    chosen = table.iloc[list(rows)]
+    chosen = smear.table().iloc[list(rows)]
     marks = undecided(chosen)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = list(pool.map(lambda row: _thumbnail(paths[row]), rows))
+        pictures = list(pool.map(lambda row: _thumbnail(smear.source.path(row)), rows))
     cells = [
         _tile(row, chosen.iloc[place], bool(marks[place]), pictures[place], reviews[row])
         for place, row in enumerate(rows)
@@ -125,7 +124,7 @@ def render_tiles(
 def render_tile(smear: Smear, row: int, said: Sequence[Review]) -> str:
     """Return one cell's tile."""
     table = smear.table().iloc[[row]]
-    picture = _thumbnail(smear.source.manifest.paths()[row])
+    picture = _thumbnail(smear.source.path(row))
     return str(_macros().tile(_tile(row, table.iloc[0], bool(undecided(table)[0]), picture, said)))
 
 

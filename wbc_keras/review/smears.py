@@ -37,6 +37,10 @@ class Source:
     cells: tuple[tuple[str, str], ...]
     kept: Path | None = None
 
+    def path(self, row: int) -> Path:
+        """Return where a cell's picture is."""
+        return self.manifest.root / self.manifest.table["file"].iloc[row]
+
     def keep(self, row: int) -> None:
         """Copy an uploaded picture beside its review, so that it can be a label."""
         if self.kept is None:
@@ -44,7 +48,7 @@ class Source:
         target = self.kept / self.cells[row][1]
         if not target.exists():
             with runs.replacing(target) as temporary:
-                shutil.copyfile(self.manifest.paths()[row], temporary)
+                shutil.copyfile(self.path(row), temporary)
 
 
 def open_data(data: str | Path) -> Source:
