@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -58,6 +59,8 @@ def _serve(arguments: argparse.Namespace, port: int) -> None:
     source = open_data(arguments.data) if arguments.data else None
     desk = Desk.load(arguments.model, _choose_output(arguments))
     loaded = time.perf_counter()
+    # Gradio looks whether it is reachable, and httpx tells of each request.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # A stopped program too removes what was uploaded.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -309,7 +309,8 @@ def _class(label: str, key: str, share: float, mine: Review | None) -> Mapping[s
 
 def _say_why(table: pd.DataFrame) -> str:
     if is_foreign(table)[0]:
-        share = say_percent(float(table[NOVELTY].iloc[0]))
+        novelty = float(table[NOVELTY].iloc[0])
+        share = say_percent(novelty) if novelty < 1 else "all"
         return (
             "The picture is unlike the cells it learned from: "
             f"further off than {share} of those it was checked on."

@@ -52,6 +52,7 @@ function setHeat(strength) {
   if (!layer || !slider) return;
   layer.style.opacity = strength / 100;
   slider.value = strength;
+  slider.closest("article").classList.toggle("heat-on", strength > 0);
 }
 
 async function correct(change) {
