@@ -108,6 +108,21 @@ def test_a_model_without_a_mistake_answers_everything():
     assert (got.wanted_accuracy, got.accept_threshold) == (1, 0)
 
 
+def test_blasts_have_thresholds_of_their_own():
+    names = ["monocyte", "blast", "promyelocyte", "lymphocyte"]
+    labels, logits = simulate(names=names)
+    got = fit_decisions(labels, logits, names)
+    score, blast = softmax(logits, temperature=got.temperature)[:, 1], labels == 1
+    assert np.mean(score[blast] >= got.blast_sensitive_threshold) >= 0.95
+    assert np.mean(score[~blast] < got.blast_specific_threshold) >= 0.95
+    assert got.blast_sensitive_threshold != got.sensitive_threshold
+    # Promyelocytes are abnormal, and no blasts.
+    assert got.blast_sensitive_threshold <= got.blast_specific_threshold
+    without = fit_decisions(labels[~blast], logits[~blast], names)
+    assert without.blast_sensitive_threshold is None
+    assert without.sensitive_threshold is not None
+
+
 def test_unknown_classes_have_no_abnormal_thresholds():
     labels, logits = simulate(names=list("abcd"))
     got = fit_decisions(labels, logits, list("abcd"))
@@ -164,6 +179,18 @@ def test_file_reads_back_equal_and_a_run_without_one_has_none(tmp_path):
     write_decisions(tmp_path, DECISIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["decision.json"]
     assert read_decisions(tmp_path) == DECISIONS
+
+
+def test_file_of_an_earlier_version_is_read(tmp_path):
+    write_decisions(tmp_path, DECISIONS)
+    path = tmp_path / "decision.json"
+    values = json.loads(path.read_text())
+    earlier = {name: value for name, value in values.items() if not name.startswith("blast")}
+    path.write_text(json.dumps(earlier))
+    assert read_decisions(tmp_path) == DECISIONS
+    path.write_text(json.dumps({"temperature": 1.0}))
+    with pytest.raises(RunError, match="is damaged"):
+        read_decisions(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -438,19 +438,26 @@ def test_screening_is_of_the_predictions_at_the_runs_own_thresholds(clinic_evalu
         figures = screening[question]
         assert (figures["classes"], figures["positives"]) == (["MYO"], 10)
         assert figures["auroc"] == pytest.approx(metrics.roc_auc_score(positive, table["MYO"]))
-    assert screening["abnormal"]["operating_points"] == {"sensitive": None, "specific": None}
+    for question in ("abnormal", "blast"):
+        assert screening[question]["operating_points"] == {"sensitive": None, "specific": None}
 
 
 def test_operating_points_are_read_from_the_decisions(munich_run, clinic, tmp_path):
     run = shutil.copytree(munich_run, tmp_path / "run")
     decisions = json.loads((run / "decision.json").read_text())
     decisions |= {"sensitive_threshold": 0.125, "specific_threshold": 0.375}
+    decisions |= {"blast_sensitive_threshold": 0.0625, "blast_specific_threshold": 0.25}
     (run / "decision.json").write_text(json.dumps(decisions))
     assert main(["--run", str(run), "--data", str(clinic)]) == 0
     table = read_predictions(run / "evaluation" / "data" / "predictions.csv")
     screening = json.loads((run / "evaluation" / "data" / "screening.json").read_text())
-    for name, threshold in (("sensitive", 0.125), ("specific", 0.375)):
-        point = screening["abnormal"]["operating_points"][name]
+    for question, name, threshold in (
+        ("abnormal", "sensitive", 0.125),
+        ("abnormal", "specific", 0.375),
+        ("blast", "sensitive", 0.0625),
+        ("blast", "specific", 0.25),
+    ):
+        point = screening[question]["operating_points"][name]
         assert point["threshold"] == threshold
         called = table["MYO"] >= threshold
         assert point["true_positives"] == (called & (table["label"] == "MYO")).sum()

@@ -73,7 +73,7 @@ def test_heatmaps_are_checked_on_test_cells(explanations, evaluation):
     figures = json.loads((explanations / "checks.json").read_text())
     assert figures["method"] == "gradcam"
     assert figures["cells"] == len(read_predictions(evaluation / "predictions.csv"))
-    for name in ("nucleus_energy", "cell_energy", "deletion", "insertion"):
+    for name in ("nucleus_energy", "cell_attention", "deletion", "insertion"):
         low, high = figures["confidence_interval_95"][name]
         assert 0 <= low <= figures[name] <= high <= 1
     assert figures["nucleus_area"] < figures["cell_area"]

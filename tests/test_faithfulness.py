@@ -14,6 +14,7 @@ from wbc_keras.faithfulness import (
     Regions,
     check_heatmaps,
     correlate,
+    draw_attention,
     find_regions,
     lose_weights,
     measure_curves,
@@ -21,6 +22,7 @@ from wbc_keras.faithfulness import (
 )
 from wbc_keras.faithfulness_plots import plot_checks
 from wbc_keras.gradcam import Heatmaps
+from wbc_keras.layers import CBAM
 from wbc_keras.synthetic import draw_cell
 
 SIZE = (24, 24)
@@ -58,7 +60,7 @@ def deep_model():
         x = keras.layers.Conv2D(16, 3, padding="same", strides=1 + (number == 1))(x)
         x = keras.layers.BatchNormalization()(x)
         x = keras.layers.Activation("relu")(x)
-    x = keras.layers.Conv2D(16, 1, name="cbam")(x)
+    x = CBAM(reduction_ratio=4, kernel_size=3, name="cbam")(x)
     x = keras.layers.Activation("linear", name="features")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
     return keras.Model(images, keras.layers.Dense(3, name="logits")(x))
@@ -143,6 +145,26 @@ def test_a_map_of_the_picture_alone_is_caught_surviving():
     assert figures["similarity_all"] < 0.6
     assert figures["nucleus_energy"] is None
     assert figures["confidence_interval_95"]["nucleus_energy"] is None
+
+
+def test_attention_is_cbams_own_at_the_fields_of_its_map():
+    model, images = deep_model(), red_corners()
+    maps = draw_attention(model, images)
+    assert maps.shape == (len(images), *SIZE)
+    cbam = model.get_layer("cbam")
+    inner = keras.Model(model.input, [cbam.input, cbam.output])
+    before, after = (np.asarray(one) for one in inner(images.astype(np.float32)))
+    weighed = np.asarray(cbam.channel_attention(before))
+    largest = np.abs(weighed).argmax(axis=-1)[..., np.newaxis]
+    pair = (np.take_along_axis(one, largest, axis=-1) for one in (after, weighed))
+    shares = np.divide(*pair)  # one channel, not 0, tells a place's weight
+    assert 0 < maps.min() <= maps.max() < 1
+    assert maps.mean() == pytest.approx(shares.mean(), abs=0.02)
+    figures = check_heatmaps(
+        Heatmaps(model), images, [0] * 6, Regions(*np.ones((2, 6, *SIZE), bool), np.ones(6, bool))
+    ).to_json()
+    assert figures["cell_attention"] == pytest.approx(1)
+    assert draw_attention(corner_model(), images) is None
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ LAYERS = (
     "latex tables record report_tables summary checklists gallery study_plan study_results "
     "study_figures study_report model_folder review review.corrections review.worklist",
     # 1: TensorFlow and Keras parts
-    "images stain localize intake warmup cells prepared augment mixing pipeline layers losses "
-    "backbones engines",
+    "images stain localize intake warmup cells prepared augment mixing pipeline layers "
+    "symmetries losses backbones engines",
     # 2: assembly
     "classifier averaging fitting networks formats overlays inference predictor archive pretrained "
     "gradcam plots screening_plots screening_report novelty_report second_look_report faithfulness "

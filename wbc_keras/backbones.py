@@ -147,7 +147,7 @@ def load_weights(model: keras.Model, settings: ModelConfig) -> None:
     else:
         path = _find_file(settings.weights)
         source = _load_classifier(path) if path.suffix == ".keras" else _load_bare(path, settings)
-    _copy_weights(source, model, settings)
+    copy_weights(source, model, settings)
 
 
 def _download(name: str) -> keras.Model:
@@ -247,7 +247,14 @@ def _fold_normalization(source: keras.Model) -> None:
                 _set_weights(layer, [mean, variance * _IMAGENET_DEVIATION, count])
 
 
-def _copy_weights(source: keras.Model, model: keras.Model, settings: ModelConfig) -> None:
+def copy_weights(source: keras.Model, model: keras.Model, settings: ModelConfig) -> None:
+    """Give a model's layers the weights of those of the same name in another one.
+
+    Layers of the head that the other lacks, or has in another shape, keep their own.
+
+    Raises:
+        ConfigError: the backbones differ.
+    """
     sources = _weighted(source.layers)
     targets = _weighted(model.layers)
     names = {name for name in (*sources, *targets) if not is_head(name)}

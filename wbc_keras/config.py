@@ -107,6 +107,9 @@ class ModelConfig:
     reduction_ratio: int = _setting(16, low=1)
     kernel_size: int = _setting(7, low=1, high=31)
     dropout: float = _setting(0.3, low=0.0, high=0.9)
+    # When the trained model is used: answers are averaged over so many mirrored and turned views
+    # of a cell, 1, 2, 4 or 8, and take as many times longer.
+    symmetries: int = _setting(1, low=1, high=8)
     weights: str = "imagenet"
 
 
@@ -390,6 +393,14 @@ def _combination_faults(config: Config) -> list[str]:
         faults.append(
             "train.freeze_batch_norm keeps statistics that model.weights none does not have: "
             "set it to false"
+        )
+    if model.symmetries not in (1, 2, 4, 8):
+        faults.append(f"model.symmetries: expected 1, 2, 4 or 8. Received: {model.symmetries}")
+    height, width = config.data.image_size
+    if model.symmetries == 8 and height != width:
+        faults.append(
+            "model.symmetries: 8 exchange height and width, so data.image_size must be square. "
+            f"Received: {height}x{width}; choose 4"
         )
     if model.kernel_size % 2 == 0:
         faults.append(f"model.kernel_size: expected an odd number. Received: {model.kernel_size}")

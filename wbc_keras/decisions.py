@@ -1,7 +1,7 @@
 """What is fitted on the validation cells once, and stored with the model: ``decision.json``.
 
 A temperature that makes probabilities mean what they say, and the thresholds from which an answer
-is accepted, or a cell is called abnormal.
+is accepted, or a cell is called abnormal, or a blast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from wbc_keras.calibration import fit_temperature
 from wbc_keras.errors import RunError
-from wbc_keras.labels import abnormal_classes
+from wbc_keras.labels import abnormal_classes, blast_classes
 from wbc_keras.probabilities import Array, softmax
 from wbc_keras.runs import write_json
 from wbc_keras.selective import find_threshold
@@ -48,6 +48,8 @@ class Decisions:
             specificity is at least 0.95. It is never below the sensitive one. Both are None where
             the classes, or the validation cells, are not both normal and abnormal.
         validation_cells: how many cells all this rests on.
+        blast_sensitive_threshold, blast_specific_threshold: the same two for blasts against all
+            other cells, of the probability summed over the classes of blasts.
     """
 
     temperature: float
@@ -56,6 +58,9 @@ class Decisions:
     sensitive_threshold: float | None
     specific_threshold: float | None
     validation_cells: int
+    # Runs of earlier versions have none.
+    blast_sensitive_threshold: float | None = None
+    blast_specific_threshold: float | None = None
 
     def accept(self, probabilities: npt.ArrayLike) -> npt.NDArray[np.bool_] | None:
         """Return which of n answers are accepted, (n,), or None where there is no threshold.
@@ -93,7 +98,8 @@ def fit_decisions(
     truth = np.asarray(labels)
     temperature = fit_temperature(truth, logits)
     shares = softmax(logits, temperature=temperature)
-    sensitive, specific = _abnormal_thresholds(truth, shares, class_names)
+    sensitive, specific = _thresholds(truth, shares, _members(class_names, abnormal_classes))
+    blasts = _thresholds(truth, shares, _members(class_names, blast_classes))
     correct = shares.argmax(axis=1) == truth
     halved = 1 - float(np.mean(~correct)) / 2
     wanted = halved if wanted_accuracy is None else wanted_accuracy
@@ -104,6 +110,8 @@ def fit_decisions(
         sensitive_threshold=sensitive,
         specific_threshold=specific,
         validation_cells=len(truth),
+        blast_sensitive_threshold=blasts[0],
+        blast_specific_threshold=blasts[1],
     )
 
 
@@ -125,11 +133,13 @@ def read_decisions(folder: Path) -> Decisions | None:
         return None
     except (OSError, ValueError):
         values = None
-    fields = [field.name for field in dataclasses.fields(Decisions)]
-    if not isinstance(values, dict) or sorted(values) != sorted(fields) or not _is_sound(values):
+    fields = dataclasses.fields(Decisions)
+    known = {field.name for field in fields}
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= known or not _is_sound(values):
         raise RunError(
-            f"{path}: is damaged; expected numbers for {', '.join(fields)}. Restore it, or remove "
-            "it to go on with probabilities that are not calibrated"
+            f"{path}: is damaged; expected numbers for {', '.join(sorted(known))}. Restore it, or "
+            "remove it to go on with probabilities that are not calibrated"
         )
     return Decisions(**values)
 
@@ -149,13 +159,18 @@ def _is_sound(values: dict[str, Any]) -> bool:
     return bool(values["temperature"] > 0)
 
 
-def _abnormal_thresholds(
-    truth: npt.NDArray[Any], shares: Array, class_names: Sequence[str]
+def _members(
+    class_names: Sequence[str], classes_of: Callable[[Sequence[str]], list[str] | None]
+) -> npt.NDArray[np.bool_]:
+    """Return which class names are of a kind; none where that is not known."""
+    return np.isin(list(class_names), classes_of(class_names) or [])
+
+
+def _thresholds(
+    truth: npt.NDArray[Any], shares: Array, looked_for: npt.NDArray[np.bool_]
 ) -> tuple[float | None, float | None]:
-    """Return the sensitive and the specific threshold."""
-    names = abnormal_classes(class_names) or []
-    is_abnormal = np.isin(list(class_names), names)
-    positive, scores = is_abnormal[truth], shares[:, is_abnormal].sum(axis=1)
+    """Return the sensitive and the specific threshold for cells of the classes looked for."""
+    positive, scores = looked_for[truth], shares[:, looked_for].sum(axis=1)
     if positive.all() or not positive.any():
         return None, None
     # Halfway between two scores, so that a last digit decides nothing.

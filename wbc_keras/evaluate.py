@@ -202,7 +202,11 @@ def write_evaluation(
         probabilities,
         names,
         thresholds={
-            name: verdicts.of_each_cell(f"{name}_threshold") for name in ("sensitive", "specific")
+            question: {
+                name: verdicts.of_each_cell(f"{prefix}{name}_threshold")
+                for name in ("sensitive", "specific")
+            }
+            for question, prefix in (("abnormal", ""), ("blast", "blast_"))
         },
         groups=verdicts.groups,
     )

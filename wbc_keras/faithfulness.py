@@ -1,8 +1,9 @@
 """Are heatmaps explanations? Three checks of what they show of a model.
 
-Where the heat lies (in nucleus and cell), what the answer does when the hottest places are taken
-away or given back (deletion and insertion, Petsiuk et al. 2018), and whether the maps change when
-the model's weights are lost (Adebayo et al. 2018): a map that survives that explains nothing.
+Where the heat lies (in nucleus and cell), and CBAM's attention with it; what the answer does when
+the hottest places are taken away or given back (deletion and insertion, Petsiuk et al. 2018); and
+whether the maps change when the model's weights are lost (Adebayo et al. 2018): a map that survives
+that explains nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from scipy import stats
 
 from wbc_keras.backbones import is_head
 from wbc_keras.bootstrap import Interval, bootstrap_intervals, plan_resampling
-from wbc_keras.gradcam import Heatmaps
+from wbc_keras.gradcam import Heatmaps, enlarge
+from wbc_keras.layers import CBAM
 from wbc_keras.localize import crop, locate, make_thumbnail
 from wbc_keras.probabilities import softmax
+from wbc_keras.symmetries import MergeViews
 
 STEPS = 10  # of the pixels, from none to all
 _BATCH = 64
@@ -58,7 +61,8 @@ class Checks:
     """What the checks found on n cells, all of them by cell.
 
     energy, area: region -> ``(n,)``, the share of the heat in it and of the crop that it covers;
-    NaN where nothing was found, or nothing is hot. own, control: the curves of each cell's own map,
+    NaN where nothing was found, or nothing is hot. attention: the same share of CBAM's weights by
+    place; no region where the model has no CBAM. own, control: the curves of each cell's own map,
     and of another cell's map. similarity: stage -> ``(n,)``, rank correlation with the map of the
     model whose weights are lost from the head down to there. between_cells: ``(n,)``, that of two
     cells' maps under the model as it is.
@@ -67,6 +71,7 @@ class Checks:
     method: str
     energy: dict[str, np.ndarray]
     area: dict[str, np.ndarray]
+    attention: dict[str, np.ndarray]
     own: Curves
     control: Curves
     between_cells: np.ndarray
@@ -78,6 +83,7 @@ class Checks:
         for region, energy in self.energy.items():
             columns[f"{region}_energy"] = energy
             columns[f"{region}_area"] = self.area[region]
+        columns |= {f"{region}_attention": share for region, share in self.attention.items()}
         for name in ("deletion", "insertion"):
             own, control = (getattr(curves, name).mean(axis=1) for curves in self._curves)
             columns |= {name: own, f"{name}_control": control, f"{name}_gain": own - control}
@@ -105,18 +111,23 @@ def check_heatmaps(
         regions: of `find_regions`.
     """
     maps, model = heatmaps.draw(images, classes), heatmaps.model
-    others = np.roll(maps, 1, axis=0)
+    attention, others = draw_attention(model, images), np.roll(maps, 1, axis=0)
     masks = {"nucleus": regions.nucleus, "cell": regions.cell}
+
+    def shares(of: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            name: np.where(regions.found, measure_energy(of, mask), np.nan)
+            for name, mask in masks.items()
+        }
+
     return Checks(
         heatmaps.method,
-        energy={
-            name: np.where(regions.found, measure_energy(maps, mask), np.nan)
-            for name, mask in masks.items()
-        },
+        energy=shares(maps),
         area={
             name: np.where(regions.found, mask.mean(axis=(1, 2)), np.nan)
             for name, mask in masks.items()
         },
+        attention={} if attention is None else shares(attention),
         own=measure_curves(model, images, maps, classes),
         control=measure_curves(model, images, others, classes),
         between_cells=correlate(maps, others),
@@ -154,6 +165,27 @@ def measure_energy(heatmaps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return the share of each map's heat inside its mask, ``(n,)``, NaN for a map of nothing."""
     inside, total = (heatmaps * masks).sum(axis=(1, 2)), heatmaps.sum(axis=(1, 2))
     return np.divide(inside, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def draw_attention(model: keras.Model, images: np.ndarray) -> np.ndarray | None:
+    """Return how much each place of n crops counts for the model's last CBAM.
+
+    Args:
+        model: a classifier.
+        images: ``(n, height, width, 3)``, RGB 0-255.
+
+    Returns:
+        float32 ``(n, height, width)`` in (0, 1), as large as the crops; None if there is no CBAM.
+    """
+    blocks = [layer for layer in model.layers if isinstance(layer, CBAM)]
+    if not blocks:
+        return None
+    weights = blocks[-1].weigh(blocks[-1].input)
+    for merge in (layer for layer in model.layers if isinstance(layer, MergeViews)):
+        weights = merge(weights)
+    weights = keras.Model(model.input, weights)
+    maps = weights.predict(np.asarray(images, np.float32), batch_size=_BATCH, verbose=0)
+    return enlarge(maps[..., 0].astype(np.float32), images.shape[1:3])
 
 
 def measure_curves(

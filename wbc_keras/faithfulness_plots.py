@@ -37,15 +37,19 @@ def plot_checks(checks: Checks, *, ax: tuple[Axes, ...] | None = None) -> tuple[
 
 
 def _plot_energy(checks: Checks, ax: Axes) -> None:
-    columns = (("heat", checks.energy, _BLUE), ("of the crop's area", checks.area, _GREY))
+    columns = [("heat", checks.energy, _BLUE), ("CBAM's attention", checks.attention, _ORANGE)]
+    columns += [("of the crop's area", checks.area, _GREY)]
+    columns = [column for column in columns if column[1]]
+    width = 0.8 / len(columns)
     for number, (label, shares, color) in enumerate(columns):
-        places = np.arange(len(shares)) + 0.4 * number
+        places = np.arange(len(shares)) + width * number
         heights = [np.nan if np.isnan(one).all() else np.nanmean(one) for one in shares.values()]
-        bars = ax.bar(places, heights, 0.38, color=color, label=label)
+        bars = ax.bar(places, heights, 0.95 * width, color=color, label=label)
         ax.bar_label(bars, [f"{height:.0%}" for height in heights], size=9)
-    ax.set_xticks(np.arange(len(checks.energy)) + 0.2, list(checks.energy))
+    middle = width * (len(columns) - 1) / 2
+    ax.set_xticks(np.arange(len(checks.energy)) + middle, list(checks.energy))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
-    ax.set(ylim=(0, 1.2), ylabel="share inside", title="Where the heat lies")
+    ax.set(ylim=(0, 1.3), ylabel="share inside", title="Where the heat lies")
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.legend(frameon=False, loc="upper left")
 

@@ -55,7 +55,7 @@ class Heatmaps:
             self._draw(images[start : start + size], asked[start : start + size])
             for start in range(0, len(images), size)
         ]
-        return _normalise(_enlarge(np.concatenate(parts), images.shape[1:3]))
+        return _normalise(enlarge(np.concatenate(parts), images.shape[1:3]))
 
 
 _Draw = Callable[[np.ndarray, list[int]], np.ndarray]
@@ -91,7 +91,7 @@ def _wrap_visualizer(model: keras.Model, method: str) -> _Draw:
     )
 
 
-def _enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def enlarge(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """Interpolate between the centres of the map's fields.
 
     tf-keras-vis lays the outer fields' centres on the picture's edge: on a map of 3 x 3 that is a

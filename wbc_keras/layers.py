@@ -100,11 +100,14 @@ class SpatialAttention(keras.layers.Layer):
         )
         self.convolution.build((*input_shape[:-1], 2))
 
-    def call(self, features: Any) -> Any:
+    def weigh(self, features: Any) -> Any:
+        """Return each place's weight, ``(batch, height, width, 1)`` in (0, 1)."""
         average = ops.mean(features, axis=-1, keepdims=True)
         largest = ops.max(features, axis=-1, keepdims=True)
-        weights = ops.sigmoid(self.convolution(ops.concatenate([average, largest], axis=-1)))
-        return features * weights
+        return ops.sigmoid(self.convolution(ops.concatenate([average, largest], axis=-1)))
+
+    def call(self, features: Any) -> Any:
+        return features * self.weigh(features)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
@@ -142,6 +145,10 @@ class CBAM(keras.layers.Layer):
     def build(self, input_shape: Shape) -> None:
         self.channel_attention.build(input_shape)
         self.spatial_attention.build(input_shape)
+
+    def weigh(self, features: Any) -> Any:
+        """Return how much each place counts, ``(batch, height, width, 1)`` in (0, 1)."""
+        return self.spatial_attention.weigh(self.channel_attention(features))
 
     def call(self, features: Any) -> Any:
         return self.spatial_attention(self.channel_attention(features))

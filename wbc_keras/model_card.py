@@ -115,6 +115,8 @@ def _list_thresholds(record: Record) -> str:
         "a cell is called abnormal, at least 95 % of such found, from": one.sensitive_threshold,
         "at least 95 % of the normal cells left alone, from": one.specific_threshold,
     }
+    if one.blast_sensitive_threshold is not None:
+        chosen["a blast, at least 95 % of such found, from"] = one.blast_sensitive_threshold
     return "; ".join(
         f"{what} {'none could be had' if value is None else f'{value:.3f}'}"
         for what, value in chosen.items()

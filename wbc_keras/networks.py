@@ -46,20 +46,21 @@ def ask(network: keras.Model, cells: Cells) -> Answers:
 
 
 def load_model(run: runs.Run) -> keras.Model:
-    """Load a run's Keras model: RGB 0-255 in, logits out.
+    """Load a run's Keras model: RGB 0-255 in, logits out, averaged over ``model.symmetries``.
 
     Raises:
         RunError: the file cannot be read as a model of ours.
     """
     if not zipfile.is_zipfile(run.model_path):
         raise RunError(f"{run.model_path}: is damaged; train the run again, or restore it")
-    # Registers our layers under their names.
-    import wbc_keras.classifier  # noqa: F401
+    # Also registers our layers under their names.
+    from wbc_keras.classifier import average_symmetries
 
     try:
-        return keras.models.load_model(run.model_path, compile=False)
+        model = keras.models.load_model(run.model_path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RunError(
             f"{run.model_path}: cannot be loaded as a model ({reason}); train the run again"
         ) from error
+    return average_symmetries(model, run.config.model)

@@ -293,6 +293,8 @@ def _heatmaps(checks: Json | None) -> Table | None:
     beside = {
         "nucleus_energy": ("heat in the nucleus, beside its share of the crop", "nucleus_area"),
         "cell_energy": ("heat in the cell, beside its share of the crop", "cell_area"),
+        "nucleus_attention": ("CBAM's attention in the nucleus, beside the same", "nucleus_area"),
+        "cell_attention": ("CBAM's attention in the cell, beside the same", "cell_area"),
         "deletion": ("the hottest parts taken away: probability left", "deletion_control"),
         "insertion": ("the hottest parts given back: probability reached", "insertion_control"),
         **dict.fromkeys(last, ("likeness to the map after all weights are shuffled", "")),
@@ -301,6 +303,7 @@ def _heatmaps(checks: Json | None) -> Table | None:
     rows = tuple(
         (title, estimate(checks, name), estimate(checks, other) if other else Estimate(None))
         for name, (title, other) in beside.items()
+        if name in checks
     )
     note = (
         f"{_METHODS[checks['method']]} on {checks['cells']} cells. A map that explains has more "

@@ -23,7 +23,7 @@ def write_screening(
     probabilities: np.ndarray,
     class_names: Sequence[str],
     *,
-    thresholds: Mapping[str, Threshold | None],
+    thresholds: Mapping[str, Mapping[str, Threshold | None]],
     groups: Sequence[str] | None,
 ) -> None:
     """Write what the cells, and their patients where they are known, say of early detection.
@@ -33,17 +33,17 @@ def write_screening(
         labels: integers (n,).
         probabilities: (n, k).
         class_names: k names; a question that they do not answer is null in the file.
-        thresholds: of the abnormal cells' probability, by name, as chosen on validation.
+        thresholds: for "abnormal" and "blast", those of the cells' probability by name, as
+            chosen on validation.
         groups: n patients, or None.
     """
     cells = (labels, probabilities, class_names)
-    questions = {
-        "abnormal": (abnormal_classes(class_names), thresholds),
-        "blast": (blast_classes(class_names), {}),
-    }
+    questions = {"abnormal": abnormal_classes(class_names), "blast": blast_classes(class_names)}
     found = {
-        question: screen(*cells, classes, thresholds=points, groups=groups) if classes else None
-        for question, (classes, points) in questions.items()
+        question: screen(*cells, classes, thresholds=thresholds[question], groups=groups)
+        if classes
+        else None
+        for question, classes in questions.items()
     }
     patients = count_patients(*cells, groups) if groups else None
     summary = {name: one and one.to_json() for name, one in {**found, "patients": patients}.items()}

@@ -176,11 +176,17 @@ def _say_abnormal(scored: Scored) -> Iterator[str]:
             f"{estimate(other, 'sensitivity').percent} and specificity "
             f"{estimate(other, 'specificity').percent}."
         )
+    if blasts := _point(scored, "sensitive", "blast"):
+        yield (
+            f"Of the blasts alone, it finds {estimate(blasts, 'sensitivity').with_range} at their "
+            f"own threshold; {estimate(blasts, 'ppv').with_range} of the cells that it then calls "
+            "are blasts."
+        )
 
 
-def _point(scored: Scored, name: str) -> Json | None:
-    """Return an operating point for abnormal cells, if there are abnormal and normal ones."""
-    points = (scored.question("abnormal") or {}).get("operating_points") or {}
+def _point(scored: Scored, name: str, question: str = "abnormal") -> Json | None:
+    """Return an operating point of a question, if there are cells of both of its answers."""
+    points = (scored.question(question) or {}).get("operating_points") or {}
     point: Json | None = points.get(name)
     if point is None or None in (point.get("sensitivity"), point.get("specificity")):
         return None
