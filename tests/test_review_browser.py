@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -377,5 +376,5 @@ def test_kill_loses_nothing(chromium, server, window, trained_run, folder, root)
         assert corrected in titles
         later.close()
     finally:
-        os.kill(again.process.pid, signal.SIGINT)
+        again.process.terminate()
         assert again.process.wait(30) == 0
