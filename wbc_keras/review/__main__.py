@@ -57,6 +57,7 @@ def _serve(arguments: argparse.Namespace, port: int) -> None:
     from wbc_keras.review.smears import open_data
 
     source = open_data(arguments.data) if arguments.data else None
+    print(f"model        {arguments.model}, being loaded", flush=True)
     desk = Desk.load(arguments.model, _choose_output(arguments))
     loaded = time.perf_counter()
     # Gradio looks whether it is reachable, and httpx tells of each request.
