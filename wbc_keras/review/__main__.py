@@ -101,16 +101,16 @@ def _find_port(host: str, wanted: int | None) -> int:
     """
     if wanted is not None and not 0 < wanted < 1 << 16:
         raise WbcError(f"--port {wanted}: expected 1 to 65535")
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise WbcError(f"--host {host}: is no address of this machine") from error
     for port in [wanted] if wanted is not None else _PORTS:
         try:
             with socket.create_server((host, port)):
                 return port
-        except socket.gaierror as error:
-            raise WbcError(
-                f"--host {host}: is no address of this machine ({error.strerror})"
-            ) from error
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
+            reason = os.strerror(error.errno or 0)
     raise WbcError(f"--host {host} --port {port}: cannot be listened at ({reason}); choose another")
 
 
