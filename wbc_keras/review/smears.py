@@ -39,7 +39,7 @@ class Source:
 
     def path(self, row: int) -> Path:
         """Return where a cell's picture is."""
-        return self.manifest.root / self.manifest.table["file"].iloc[row]
+        return self.manifest.root / str(self.manifest.table["file"].iloc[row])
 
     def keep(self, row: int) -> None:
         """Copy an uploaded picture beside its review, so that it can be a label."""
