@@ -59,6 +59,7 @@ def patients(drawn_cells: Path, tmp_path: Path) -> Path:
 
 def _open(desk: Desk, data: Path) -> str:
     key = desk.open_data(open_data(data))
+    desk.smear(key).start()
     desk.smear(key).wait(60)
     assert not desk.smear(key).is_running
     return key
@@ -269,6 +270,7 @@ def test_hundred_thousand_cells_never_block_the_page(desk, drawn_cells, tmp_path
         os.link(pictures[number % 2], folder / f"{number:06}.png")
     view = View(desk)
     key = desk.open_data(open_data(folder))
+    desk.smear(key).start()
     while desk.smear(key).done < 200:
         time.sleep(0.05)
     started = time.perf_counter()

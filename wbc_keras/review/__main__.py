@@ -65,8 +65,7 @@ def _serve(arguments: argparse.Namespace, port: int) -> None:
     # A stopped program too removes what was uploaded.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if source is not None:
-            desk.open_data(source)
+        key = desk.open_data(source) if source is not None else ""
         page = build_page(desk, name=Path(arguments.model).name)
         _, address, public = page.launch(
             server_name=arguments.host,
@@ -79,6 +78,8 @@ def _serve(arguments: argparse.Namespace, port: int) -> None:
         print(f"corrections  {desk.corrections.path}")
         print(f"review desk  {public or address}  ready in {time.perf_counter() - loaded:.1f} s")
         print("Research use only, not for diagnosis. End with Ctrl-C.", flush=True)
+        if key:
+            desk.smear(key).start()
         threading.Event().wait()
     except KeyboardInterrupt:
         print()

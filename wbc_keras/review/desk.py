@@ -100,7 +100,10 @@ class Desk:
         )
 
     def open_data(self, source: Source) -> str:
-        """Put the cells of ``--data`` on the desk; returns the name they are asked for by."""
+        """Put the cells of ``--data`` on the desk; returns the name they are asked for by.
+
+        They are to be started when the page is there, which would have to wait for them.
+        """
         return self._add(source, "data")
 
     def open_uploads(self, files: Sequence[Path]) -> str:
@@ -110,6 +113,7 @@ class Desk:
             uploads = [name for name in self._smears if name != "data"]
             for name in uploads[:-_HELD]:
                 self._smears.pop(name).stop()
+        self.smear(key).start()
         return key
 
     def smear(self, key: str) -> Smear:

@@ -81,7 +81,7 @@ def _name_upload(path: Path) -> str:
 
 
 class Smear:
-    """Cells and what the model says of them, as far as it has come.
+    """Cells and what the model says of them, as far as it has come once it was started.
 
     Args:
         source: the cells, at least one.
@@ -97,6 +97,9 @@ class Smear:
         self._stopped = threading.Event()
         # Ends with the program, which an archive of days must not hold up.
         self._thread = threading.Thread(target=self._classify, daemon=True)
+
+    def start(self) -> None:
+        """Begin to classify."""
         self._thread.start()
 
     @property
@@ -113,7 +116,7 @@ class Smear:
     @property
     def is_running(self) -> bool:
         """Whether more answers will come."""
-        return self._thread.is_alive()
+        return self._thread.ident is None or self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
         """Wait until all cells are answered, but not for ever."""
