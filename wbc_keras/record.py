@@ -150,9 +150,18 @@ def read_record(folder: str | Path) -> Record:
         evaluations=tuple(evaluations),
         bad_pictures=len(_read_if_there(run.folder / "bad_images.txt", _read_lines) or ()),
         explanations=sheet if sheet.is_file() else None,
-        checks=_read_if_there(sheet.parent / "checks.json", _read_json),
+        checks=read_checks(run.folder),
         missing=tuple(missing),
     )
+
+
+def read_checks(folder: Path) -> Json | None:
+    """Return what the checks of a run's heatmaps found, None where `explain` was not run.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    return _read_if_there(folder / "explanations" / "checks.json", _read_json)
 
 
 def _read_evaluations(folder: Path, missing: list[str]) -> list[Scored]:

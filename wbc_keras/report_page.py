@@ -78,7 +78,7 @@ def render_page(record: Record, tables: Mapping[str, Table], mistakes: Mistakes 
         "source": describe_source(record),
         "gallery": shown.by_class(),
         "gallery_size": len(shown.cells),
-        "heat_warning": say_heatmaps(record),
+        "heat_warning": say_heatmaps(record.checks),
         "heat": any(cell.heat for cell in shown.cells),
         "no_pictures": shown.no_pictures,
         **_describe_main(record),

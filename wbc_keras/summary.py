@@ -88,15 +88,15 @@ def limits(record: Record) -> list[str]:
         "Labels are taken as true. Experts differ on such cells, so part of the mistakes may be "
         "the labels', and a figure near 100 % may mean that habits of labelling were learned.",
         "Heatmaps show where a network looked, not why; they are as coarse as its last layer. "
-        + say_heatmaps(record),
+        + say_heatmaps(record.checks),
         "Nothing here was tried in patients' care. Research use only: not a medical device, not "
         "for diagnosis.",
     ]
 
 
-def say_heatmaps(record: Record) -> str:
+def say_heatmaps(checks: Json | None) -> str:
     """Return a warning if heatmaps tell no more of the answer than those of other cells."""
-    bounds = (record.checks or {}).get("confidence_interval_95") or {}
+    bounds = (checks or {}).get("confidence_interval_95") or {}
     deletion, insertion = bounds.get("deletion_gain"), bounds.get("insertion_gain")
     if not deletion or not insertion or deletion[1] < 0 or insertion[0] > 0:
         return ""

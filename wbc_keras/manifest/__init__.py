@@ -1,8 +1,9 @@
 """Any source of cells becomes one table: ``file,label,group,split``.
 
 Sources: a class folder, a folder with manifest.csv, a CSV, the Munich folder with annotations.dat
-(Matek et al. 2019), a MedMNIST .npz, drawn cells; for prediction also a flat folder or single
-files. Rows of a CSV are counted as a spreadsheet counts them: the header is row 1.
+(Matek et al. 2019), a MedMNIST .npz, drawn cells, the review desk's reviews.csv; for
+prediction also a flat folder or single files. Rows of a CSV are counted as a spreadsheet counts
+them: the header is row 1.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from wbc_keras.manifest.drawn import read_synthetic
 from wbc_keras.manifest.folders import read_class_folder, read_files
 from wbc_keras.manifest.medmnist import BLOODMNIST_CLASSES, read_npz
 from wbc_keras.manifest.munich import read_munich
+from wbc_keras.manifest.reviews import is_reviews, read_reviews
 from wbc_keras.manifest.table import (
     COLUMNS,
     IMAGE_SUFFIXES,
@@ -99,6 +101,8 @@ def _read_source(
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder; give {accepted(labelled)}")
     suffix = path.suffix.lower()
+    if suffix == ".csv" and is_reviews(path):
+        return read_reviews(path, labelled=labelled)
     if suffix == ".csv":
         return read_csv(path, label_column=label_column, labelled=labelled)
     if suffix == ".npz":

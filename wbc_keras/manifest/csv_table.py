@@ -23,6 +23,7 @@ from wbc_keras.manifest.table import (
     read_annotation,
     refuse_rows,
     repeated,
+    stays_inside,
 )
 
 _Columns = dict[str, list[str]]
@@ -144,7 +145,7 @@ def _check_rows(
     files, groups = rows["file"], rows["group"]
     refuse((not file for file in files), "the file is empty; name one or remove the row")
     refuse(
-        (not _stays_inside(file) for file in files),
+        (not stays_inside(file) for file in files),
         "the file leaves the data folder; give paths inside it, relative to the CSV",
         files,
     )
@@ -186,9 +187,3 @@ def _check_files(path: Path, numbers: Sequence[int], files: Sequence[str]) -> No
         what=f"the file {LEAVES}",
         values=files,
     )
-
-
-def _stays_inside(file: str) -> bool:
-    # A drive letter makes a path absolute on Windows.
-    is_absolute = file.startswith("/") or file[1:2] == ":" or "\0" in file
-    return not is_absolute and file != ".." and not file.startswith("../")

@@ -102,6 +102,13 @@ def normalise(file: str) -> str:
     return posixpath.normpath(file.replace("\\", "/")) if file else ""
 
 
+def stays_inside(file: str) -> bool:
+    """Tell whether a path as written leads nowhere but into the folder it is relative to."""
+    # A drive letter makes a path absolute on Windows.
+    is_absolute = file.startswith("/") or file[1:2] == ":" or "\0" in file
+    return not is_absolute and file != ".." and not file.startswith("../")
+
+
 def read_annotation(value: str) -> str:
     """Return an expert's answer as written in a table, "" where none was given (``nan``)."""
     return "" if value.lower() == "nan" else value
