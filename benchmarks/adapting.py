@@ -6,7 +6,8 @@
 Each way is held against the model as it is, on the same cells, with paired intervals (by patient
 where patients are known). Choose on validation or on cells that are not reported otherwise.
 
-- views: logits averaged over the eight symmetries of the square.
+- views: logits averaged over 2, 4 or 8 symmetries of the square (`model.symmetries`; whatever the
+  run's own setting, the model as it is takes one).
 - white balance: each crop's 95th percentiles made those of the run's training cells.
 - colours of each crop, colours of the set: mean and deviation of each channel made those of the
   training cells (Reinhard et al. 2001, in RGB), by crop or for all crops alike.
@@ -17,6 +18,7 @@ where patients are known). Choose on validation or on cells that are not reporte
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", help="other labelled cells (default: the run's validation cells)")
     parser.add_argument("--cells", type=int, default=3000, metavar="N", help="at most (3000)")
     arguments = parser.parse_args(argv)
-    run, own = open_run(arguments.run), arguments.source
+    run, own = with_one_view(open_run(arguments.run)), arguments.source
     selection = (
         select_cells(run, data=arguments.data)
         if arguments.data
@@ -60,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, logits in try_ways(load_model(run), images, reference).items()
     }
     report(selection, rows, answers)
+
+
+def with_one_view(run: Run) -> Run:
+    model = dataclasses.replace(run.config.model, symmetries=1)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
 
 
 def take(run: Run, selection: Selection, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,20 +88,22 @@ def try_ways(
     def ask(crops: np.ndarray) -> np.ndarray:
         return np.asarray(model.predict(crops, batch_size=_BATCH, verbose=0))
 
+    views = [ask(view) for view in symmetries(images)]
+    answers = {_AS_IT_IS: views[0]}
+    answers |= {f"{count} views": np.mean(views[:count], axis=0) for count in (2, 4, 8)}
     ways: dict[str, Callable[[], np.ndarray]] = {
-        _AS_IT_IS: lambda: ask(images),
-        "views": lambda: np.mean([ask(view) for view in symmetries(images)], axis=0),
         "white balance": lambda: ask(balance_white(images, reference)),
         "colours of each crop": lambda: ask(match_colours(images, reference, axis=(1, 2))),
         "colours of the set": lambda: ask(match_colours(images, reference, axis=(0, 1, 2))),
         "batch statistics": lambda: adapt(model, images) or ask(images),
     }
-    return {name: way() for name, way in ways.items()}
+    return answers | {name: way() for name, way in ways.items()}
 
 
 def symmetries(images: np.ndarray) -> list[np.ndarray]:
-    flipped = images[:, :, ::-1]
-    return [np.rot90(one, turns, axes=(1, 2)) for one in (images, flipped) for turns in range(4)]
+    """Return eight views, in the order in which `symmetries.MakeViews` takes them."""
+    upright = [images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1]]
+    return upright + [view.transpose(0, 2, 1, 3) for view in upright]
 
 
 def balance_white(images: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -2,15 +2,18 @@
 
     python benchmarks/archive.py --data ../shared/data/pbc [--run RUN]
 
-One process, in turns. Bare: the engine that `predict` uses, on cropped cells that lie in memory,
-as one call after the other with all cores, and as `predict` calls it, from a thread for every
-core. Over the folder: from files to rows; loading and compiling are not on the clock.
+One process, in turns. Bare: the run's Keras model, on cropped cells that lie in memory; and the
+engine that `predict` uses, as one call after the other with all cores, and as `predict` calls it,
+from a thread for every core. Cropping: from files to cropped cells, no network. Over the folder:
+from files to rows; loading and compiling are not on the clock. Beside the pictures a second stands
+what each takes of a core, processor time, which other programs change little.
 With --memory N: the `predict` command on N, 2N and 4N pictures, its seconds and peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +72,7 @@ def compare(run: Run, name: str, arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from wbc_keras.archive import classify_chunks
-    from wbc_keras.cells import load_cells
+    from wbc_keras.cells import iter_chunks, load_cells
     from wbc_keras.formats import load_engine
     from wbc_keras.manifest import read_manifest
     from wbc_keras.predictor import Predictor
@@ -82,27 +86,45 @@ def compare(run: Run, name: str, arguments: argparse.Namespace) -> None:
     size = run.config.data.image_size
     images = load_cells(manifest.paths(), roi=run.config.roi, image_size=size).images
     predictor = Predictor.load(run.folder, engine=name, workers=cores)
+    crops = partial(iter_chunks, manifest.paths(), roi=run.config.roi, image_size=size)
     ways: dict[str, Callable[[], object]] = {
+        "bare, Keras": feed(open_keras(run), images),
         "bare, one call": feed(load_engine(run, name), images),
         "bare, threads": feed_threads(load_engine(run, name, workers=cores), images),
+        "cropping": lambda: sum(len(chunk.cells) for chunk in crops()),
         "over the folder": lambda: sum(map(len, classify_chunks(predictor, manifest))),
     }
     rates: dict[str, list[float]] = {way: [] for way in ways}
+    core: dict[str, float] = dict.fromkeys(ways, math.inf)
     for turn in range(arguments.rounds + 1):
         for way, work in ways.items():
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), time.process_time()
             work()
             if turn:  # the first compiles
                 rates[way].append(count / (time.perf_counter() - started))
+                core[way] = min(core[way], 1e3 * (time.process_time() - spent) / count)
     for way, found in rates.items():
-        print(f"{name:12} {way:18} {statistics.median(found):7.0f} pictures/s", flush=True)
+        rate = statistics.median(found)
+        print(f"{name:12} {way:16} {rate:6.0f} pictures/s  {core[way]:5.2f} core ms", flush=True)
     ours = rates["over the folder"]
-    for way in ("bare, one call", "bare, threads"):
+    for way in ("bare, Keras", "bare, one call", "bare, threads"):
         ratio = statistics.median(one / bare for one, bare in zip(ours, rates[way], strict=True))
         print(f"{name:12} over '{way}': {ratio:.2f}  (asked: 0.9)", flush=True)
 
 
-def feed(engine: Engine, images: np.ndarray) -> Callable[[], None]:
+def open_keras(run: Run) -> Callable[[np.ndarray], object]:
+    import numpy as np
+    import tensorflow as tf
+
+    from wbc_keras.networks import load_model
+
+    model = load_model(run)
+    signature = [tf.TensorSpec([None, *model.input.shape[1:]], tf.float32)]
+    answer = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    return lambda images: answer(images.astype(np.float32)).numpy()
+
+
+def feed(engine: Callable[[np.ndarray], object], images: np.ndarray) -> Callable[[], None]:
     def work() -> None:
         for start in range(0, len(images), 32):
             engine(images[start : start + 32])

@@ -5,20 +5,23 @@
 TensorFlow with its weights as constants, as variables, and with XLA, ONNX Runtime, OpenVINO and
 LiteRT in float32, ONNX Runtime and OpenVINO in int8 (static, calibrated on the run's validation
 cells; accuracy and macro F1 on its test cells). One process; each engine has all cores for one call
-at a time, and engines take turns.
+at a time, and engines take turns. "core ms" is what a picture takes of a core where every core runs
+a network of its own, as in `predict`: processor time, the least of a few calls with 64 pictures,
+which other programs on the machine change little. `predict --engine auto` goes by it.
 Without --run, EfficientNetB0 + CBAM at 96 px with random weights is timed, and nothing scored.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +32,19 @@ if TYPE_CHECKING:
 
 _BATCHES = (1, 32)
 _COLUMNS = ("engine", "pictures/s, 1", "median, p95 ms", "pictures/s, 32", "median, p95 ms")
-_COLUMNS += ("MB", "differs", "accuracy", "macro F1")
+_COLUMNS += ("core ms", "MB", "differs", "accuracy", "macro F1")
 _FLOAT = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}
 _CALIBRATION = 512  # cells
 _SMALL = 16  # cells in a batch of calibration
+_CHUNK = 64  # cells that `predict` gives an engine at once
+
+
+class Opened(NamedTuple):
+    """An engine with all cores for one call, the same with one core a call, and its bytes."""
+
+    engine: Engine
+    apart: Engine
+    size: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,25 +82,25 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
-    engines = {
-        "TensorFlow": (open_tensorflow(network), 0),
-        "TensorFlow, variables": (as_saved(network), 0),
-    }
+    ways = {"TensorFlow": open_tensorflow(network), "TensorFlow, variables": as_saved(network)}
     if not arguments.no_xla:
-        engines["TensorFlow, XLA"] = (open_tensorflow(network, compiled=True), 0)
+        ways["TensorFlow, XLA"] = open_tensorflow(network, compiled=True)
+    engines = {name: Opened(engine, engine) for name, engine in ways.items()}
     engines |= convert_all(network, folder)
     if not arguments.no_int8:
         engines |= quantise_all(folder, validation)
     times = {
         batch: time_in_turns(
-            {name: one for name, (one, _) in engines.items()}, test[:batch], arguments
+            {name: one.engine for name, one in engines.items()}, test[:batch], arguments
         )
         for batch in _BATCHES
     }
-    expected = answer_all(engines["TensorFlow"][0], test)
+    # XLA would compile for minutes once more.
+    core = measure_core({k: one.apart for k, one in engines.items() if "XLA" not in k}, test)
+    expected = answer_all(engines["TensorFlow"].engine, test)
     print("|", " | ".join(_COLUMNS), "|")
     print("|" + "---|" * len(_COLUMNS))
-    for name, (engine, size) in engines.items():
+    for name, (engine, _, size) in engines.items():
         given = expected if "XLA" in name else answer_all(engine, test)
         if "XLA" in name:  # compiled for the timed batches alone
             difference = np.abs(engine(test[:32]).probabilities - expected[:32]).max()
@@ -99,6 +111,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
             taken = np.array(times[batch][name])
             middle, late = np.percentile(taken, [50, 95]) * 1e3
             cells += [f"{batch / np.median(taken):.0f}", f"{middle:.1f}, {late:.1f}"]
+        cells.append(f"{core[name]:.2f}" if name in core else "")
         cells += [f"{size / 1e6:.1f}" if size else "", f"{difference:.1e}", *score(given, truth)]
         print("| " + " | ".join(cells) + " |", flush=True)
     print_ratios(times)
@@ -168,9 +181,8 @@ def load_test(
     return *parts["test"], images[spread_over_classes(labels, _CALIBRATION)]
 
 
-def convert_all(network: Network, folder: Path) -> dict[str, tuple[Engine, int]]:
-    """Return the float32 engines and their files' bytes."""
-    from wbc_keras.engines import open_engine
+def convert_all(network: Network, folder: Path) -> dict[str, Opened]:
+    """Return the float32 engines."""
     from wbc_keras.formats import convert
 
     engines = {}
@@ -178,13 +190,21 @@ def convert_all(network: Network, folder: Path) -> dict[str, tuple[Engine, int]]
         place = folder / name
         place.mkdir()
         convert(network, name, place)
-        engines[title] = (open_engine(name, place), measure_size(place))
+        engines[title] = open_both(name, place)
     return engines
 
 
-def quantise_all(folder: Path, images: np.ndarray) -> dict[str, tuple[Engine, int]]:
+def open_both(name: str, place: Path) -> Opened:
+    from wbc_keras.engines import open_engine
+
+    apart = open_engine(name, place, workers=os.cpu_count() or 1)
+    size = sum(path.stat().st_size for path in place.iterdir())
+    return Opened(open_engine(name, place), apart, size)
+
+
+def quantise_all(folder: Path, images: np.ndarray) -> dict[str, Opened]:
     """Return the int8 engines of the float32 files in ``folder``, calibrated on ``images``."""
-    from wbc_keras.engines import FILES, open_engine
+    from wbc_keras.engines import FILES
 
     batches = [images[start : start + _SMALL] for start in range(0, len(images), _SMALL)]
     engines = {}
@@ -193,7 +213,7 @@ def quantise_all(folder: Path, images: np.ndarray) -> dict[str, tuple[Engine, in
         place = folder / f"{name}_int8"
         place.mkdir()
         quantise(folder / name / FILES[name], place / FILES[name], batches)
-        engines[f"{_FLOAT[name]}, int8"] = (open_engine(name, place), measure_size(place))
+        engines[f"{_FLOAT[name]}, int8"] = open_both(name, place)
     return engines
 
 
@@ -227,8 +247,17 @@ def quantise_onnx(source: Path, target: Path, batches: list[np.ndarray]) -> None
     ready.unlink()
 
 
-def measure_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+def measure_core(engines: dict[str, Engine], images: np.ndarray) -> dict[str, float]:
+    """Return the milliseconds of processor time that a picture takes, in turns."""
+    chunk = images[:_CHUNK]
+    least = dict.fromkeys(engines, math.inf)
+    for turn in range(8):
+        for name, engine in engines.items():
+            started = time.process_time()
+            engine(chunk)
+            if turn > 1:  # the first ones compile
+                least[name] = min(least[name], time.process_time() - started)
+    return {name: 1e3 * taken / len(chunk) for name, taken in least.items()}
 
 
 def time_in_turns(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras import archive
+from wbc_keras import archive, progress
 from wbc_keras.archive import part_folder
 from wbc_keras.predict import main, predict
 from wbc_keras.predictions import BOX_COLUMNS, read_predictions
@@ -95,9 +95,12 @@ def test_a_killed_run_goes_on_after_its_last_whole_part(
     monkeypatch.setattr(archive, "PART", 128)
     take = archive.read_file
     monkeypatch.setattr(archive, "read_file", lambda path: read.append(path) or take(path))
+    monkeypatch.setattr(progress, "_SECONDS", 0)
     assert main([*arguments, "--resume"]) == 0
     assert len(read) == 600 - done
-    assert f"{done}/600" in capfd.readouterr().err.replace("\r", "\n")
+    lines = capfd.readouterr().err.splitlines()
+    assert f"{done + 64}/600" in lines[0]
+    assert "600/600" in lines[-1]
     assert not parts.exists()
     one, other = read_predictions(output), read_predictions(whole)
     assert one["file"].equals(other["file"])

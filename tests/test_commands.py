@@ -63,8 +63,12 @@ def test_users_log_level_for_tensorflow_wins():
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1"
 
 
-def test_tensorflow_starts_without_a_word():
-    code = "from wbc_keras.commands import load_tensorflow; load_tensorflow()"
+def test_tensorflow_starts_without_a_word_and_gives_no_advice():
+    code = (
+        "from wbc_keras.commands import load_tensorflow; load_tensorflow()\n"
+        "import tensorflow as tf; same = lambda x: x\n"
+        "for _ in range(9): tf.function(same)(tf.constant(1.0))"  # is advised not to
+    )
     unset = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run([sys.executable, "-c", code], env=unset, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,6 +26,24 @@ def simulate(skill=1.5, seed=1, counts=(40, 120, 60)):
 
 def certain(answers):
     return np.eye(len(NAMES))[answers]
+
+
+def test_a_notebook_shows_figures_and_classes_and_what_is_clear():
+    y, weak = simulate(0.5)
+    _, strong = simulate(3.0, seed=2)
+    (got,) = compare_models(y, {"weak": weak, "<strong>": strong}, NAMES)
+    tables = ElementTree.fromstring(f"<div>{got._repr_html_()}</div>").findall("table")
+    figures, classes = (
+        {row[0].text: [one.text for one in row[1:]] for row in table.iter("tr")} for table in tables
+    )
+    assert figures["figure"] == ["weak", "<strong>", "difference", "clear"]
+    assert len(figures) == len(got.figures) + 1
+    f1 = got.figures["macro_f1"]
+    bounds = f"{f1.difference:+.3f} [{f1.interval[0]:+.3f}, {f1.interval[1]:+.3f}]"
+    assert figures["macro F1"] == [f"{f1.first:.3f}", f"{f1.second:.3f}", bounds, "yes"]
+    blast = got.per_class["blast"]
+    assert classes["blast"][:3] == ["40", str(blast.gained), str(blast.lost)]
+    assert classes["blast"][-1] == ("yes" if blast.moved else None)
 
 
 def test_differences_are_those_of_scikit_learns_figures():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from wbc_keras import engines, formats
 from wbc_keras import export as export_command
@@ -16,9 +18,11 @@ from wbc_keras.cells import load_cells
 from wbc_keras.errors import RunError
 from wbc_keras.export import main
 from wbc_keras.formats import load_engine
+from wbc_keras.localize import locate, make_thumbnail
 from wbc_keras.predict import predict
 from wbc_keras.predictions import class_columns, read_predictions
 from wbc_keras.runs import open_run
+from wbc_keras.synthetic import CLASS_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,18 @@ def test_exported_network_says_what_it_takes(exported, trained_run):
         assert [one.name for one in session.get_inputs()] == ["images"]
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 40])
+def test_large_batches_are_shared_among_the_cores_in_order(exported, scored, count, monkeypatch):
+    name, folder = exported
+    if name == "keras":
+        pytest.skip("is no engine")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    images, expected = (np.resize(values, (count, *values.shape[1:])) for values in scored)
+    answer = engines.open_engine(name, folder)(images)
+    assert answer.features.shape[0] == count
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+
+
 def test_threads_share_an_engine(trained_run, scored):
     images, expected = scored
     engine = load_engine(open_run(trained_run), "openvino", workers=4)
@@ -99,7 +115,40 @@ def test_network_is_converted_once(trained_run, monkeypatch):
     load_engine(run, "openvino")
 
 
+def test_auto_is_what_was_measured_to_do_most_with_a_core(root):
+    """The committed table of float32 engines that are as faithful as they have to be."""
+    rows = re.findall(r"^\| ([^|]+) \|(.+)\|$", (root / "docs" / "formats.md").read_text(), re.M)
+    titles = {"OpenVINO": "openvino", "ONNX Runtime": "onnx", "LiteRT": "litert"}
+    head = next(rest for title, rest in rows if title == "engine").split("|")
+    core, differs = (
+        next(place for place, name in enumerate(head) if name.strip() == one)
+        for one in ("core ms", "differs")
+    )
+    cells = {titles[title]: rest.split("|") for title, rest in rows if title in titles}
+    assert len(cells) == 3
+    faithful = {name: float(row[core]) for name, row in cells.items() if float(row[differs]) < 1e-4}
+    assert formats.FASTEST[0] == min(faithful, key=faithful.__getitem__)
+
+
 # Bad input
+
+
+def test_conversions_are_tried_on_cells(trained_run, tmp_path, monkeypatch):
+    tried = []
+    given = engines.differ
+
+    def differ(one, other, images):
+        tried.append(images)
+        return given(one, other, images)
+
+    monkeypatch.setattr(engines, "differ", differ)
+    formats.export_format(trained_run, "openvino", output=tmp_path / "out")
+    (images,) = tried
+    assert images.shape[1:] == (48, 48, 3)
+    thumbnails = tf.stack([make_thumbnail(image) for image in images])
+    sizes = tf.constant([image.shape[:2] for image in images])
+    assert len(images) == len(CLASS_NAMES)
+    assert locate(thumbnails, sizes, mode="nucleus", margin=0.1).found.numpy().mean() > 0.8
 
 
 def test_network_that_does_not_give_the_same_is_refused(run_copy, tmp_path, monkeypatch, caplog):

@@ -17,11 +17,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 # A module imports from its own layer or an earlier one, never in a circle.
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
-    "__init__ errors commands config cache labels manifest splits group_search smear synthetic "
-    "metrics balance runs predictions selection download catalogue folds agreement headers survey "
+    "__init__ errors commands progress config cache labels manifest splits group_search smear "
+    "synthetic score_tables metrics balance runs predictions selection download catalogue folds "
+    "agreement headers survey "
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "latex tables record report_tables summary checklists gallery study_plan study_results "
+    "latex tables pages record report_tables summary checklists gallery study_plan study_results "
     "study_figures study_report model_folder review review.corrections review.worklist",
     # 1: TensorFlow and Keras parts
     "images stain localize intake warmup cells prepared augment mixing pipeline layers "
@@ -29,8 +30,8 @@ LAYERS = (
     # 2: assembly
     "classifier averaging fitting networks formats overlays inference predictor archive pretrained "
     "gradcam plots screening_plots screening_report novelty_report second_look_report faithfulness "
-    "faithfulness_plots verdicts report_page model_card study_plots provenance review.smears "
-    "review.desk review.fragments review.view review.page",
+    "faithfulness_plots verdicts data_check report_page model_card study_plots provenance "
+    "review.smears review.desk review.fragments review.view review.page",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report ship study "
     "study_run "

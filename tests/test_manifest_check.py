@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.manifest.__main__ import check_data, main
+from wbc_keras.data_check import check_data
+from wbc_keras.manifest.__main__ import main
 
 
 @pytest.fixture
@@ -60,6 +62,8 @@ def test_default_folder_and_repetition(
     for _ in range(2):
         assert check_data("cells").folder == Path("artifacts/check-cells")
     assert len(list(tmp_path.glob("artifacts/*"))) == 1
+    page = Path("artifacts/check-cells/report.html").read_text(encoding="utf-8")
+    assert f'srcdoc="{escape(page)}"' in check_data("cells")._repr_html_()
 
 
 def test_mistakes(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -367,3 +368,16 @@ def test_the_acceptance_script_agrees(root, tmp_path, kind):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "agrees" in done.stdout
+
+
+def test_a_notebook_shows_every_figure_with_its_interval():
+    y_true, probabilities = simulate()
+    got = evaluate(y_true, probabilities)
+    html = got._repr_html_()
+    low, high = got.intervals["macro_f1"]
+    text = re.sub("<[^>]*>", "", html)
+    assert f"macro F1{got.macro_f1:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert f"abnormal cells: AUROC{got.abnormal_auroc:.3f} [" in text
+    for name, one in got.per_class.items():
+        assert f">{name}</td>" in html
+        assert f">{one.support:,}</td>" in html

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from wbc_keras import plots
 from wbc_keras.calibration import bin_reliability
 from wbc_keras.metrics import evaluate_predictions
+from wbc_keras.predictions import BOX_COLUMNS
 from wbc_keras.selective import measure_selective
 
 NAMES = ["basophil", "eosinophil", "monocyte", "smudge cell"]
@@ -222,6 +223,23 @@ def test_heatmaps_stand_beside_the_cell_and_wrong_answers_are_coloured():
     assert pair.shape == (8, 16, 3)
     changed = np.argwhere((pair != 200).any(axis=2))
     assert changed.tolist() == [[2, 8 + 3]]  # right half, where the heat is; nowhere else
+
+
+def test_answers_have_their_box_and_a_mark_where_they_are_wrong_or_unsure():
+    images = [np.full((40, 60, 3), 200, np.uint8)] * 4
+    columns = {"label": ["a", "a", "", ""], "predicted": ["a", "b", "b", "b"]}
+    boxes = dict(zip(BOX_COLUMNS, (0.25, 0.5, 0.75, 1.0), strict=True))
+    table = pd.DataFrame({**columns, "confidence": [0.9, 0.6, 0.5, 0.995], **boxes})
+    table.index = [7, 3, 2, 0]  # as after a choice of rows
+    figure = plots.plot_answers(images, table.assign(accepted=[True, False, False, True]))
+    titles = [ax.get_title().replace("\n", " ") for ax in figure.axes]
+    assert titles == ["a 90%", "a, taken for b 60%?", "b 50%?", "b 100%"]
+    colors = [ax.title.get_color() for ax in figure.axes]
+    assert colors[1] != "black"
+    assert {*colors[:1], *colors[2:]} == {"black"}
+    box = figure.axes[3].patches[0]
+    assert (box.get_xy(), box.get_width(), box.get_height()) == ((29.5, 9.5), 30, 20)
+    assert plots.plot_answers(images, table).axes[1].get_title().endswith("60%")
 
 
 def test_plots_draw_on_given_axes(history):

@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 
 from wbc_keras.errors import RunError
-from wbc_keras.study import main
+from wbc_keras.study import main, read_study
 from wbc_keras.study_plan import load_study
 from wbc_keras.study_run import check_cells, in_own_process
 
@@ -133,6 +133,12 @@ class TestKilledAndResumed:
         log = (folder / "logs/cbam-seed0.txt").read_text()
         assert log.count("Epoch 1/2") == 1
 
+    def test_its_log_has_a_line_for_each_epoch_and_no_bars(self, study):
+        log = (study[0] / "logs/cbam-seed0.txt").read_bytes()
+        assert b"\r" not in log
+        assert b"\b" not in log
+        assert log.count(b"val_macro_f1") == 2
+
     def test_folder_holds_the_study(self, study):
         folder, _, seen = study
         names = {path.name for path in folder.iterdir()} - {".lock"}
@@ -174,6 +180,8 @@ class TestKilledAndResumed:
         assert main([*moved, "--resume"]) == 0
         for name in ("study.csv", "study.md"):
             assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
+        report = read_study(load_study(arguments[1], data="nowhere"), tmp_path / "out")
+        assert report.text() == (folder / "study.md").read_text()
 
     def test_dry_run_tells_the_time_by_what_is_finished(self, study, tmp_path, capfd):
         folder, arguments, _ = study

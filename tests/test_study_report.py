@@ -13,7 +13,7 @@ from wbc_keras.comparison import Difference
 from wbc_keras.plots import save_figure
 from wbc_keras.study_figures import measure_study
 from wbc_keras.study_plots import plot_study
-from wbc_keras.study_report import explain, study_table, study_text, verdict
+from wbc_keras.study_report import StudyReport, explain, verdict
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_words_of_a_grid_are_of_its_components(tmp_path):
     figures = measure_study(grid, results)
     (words,) = explain(figures)
     assert "`model.attention cbam` (+" in words
-    text = study_text(grid, figures, results)
+    text = StudyReport(grid, figures, results).text()
     assert "| model.attention | `cbam` | `none` | 2 |" in text
 
 
@@ -70,28 +70,36 @@ def test_nothing_to_say_before_two_settings_have_run(study):
     results = [one for one in simulate(study, SKILLS) if one.cell.setting == "plain"]
     figures = measure_study(study, results)
     assert explain(figures) == []
-    assert "3 of 9 runs are finished. **This is a part of the study**" in study_text(
-        study, figures, results
-    )
+    text = StudyReport(study, figures, results).text()
+    assert "3 of 9 runs are finished. **This is a part of the study**" in text
 
 
 def test_text_holds_every_setting_and_what_failed(study):
     results = simulate(study, SKILLS)
     results[-1] = fail(results[-1], "the run's process was ended by SIGKILL | memory")
-    text = study_text(study, measure_study(study, results), results)
+    report = StudyReport(study, measure_study(study, results), results)
+    text = report.text()
     assert "8 of 9 runs are finished, 1 failed." in text
     assert "| `same` | 2 of 3 |" in text
     assert "- `same/fold3_seed0`: the run's process was ended by SIGKILL \\| memory" in text
     assert "- `better`: model.attention cbam" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
+    # A notebook has no file beside it for the text's picture.
+    assert "![" in text
+    shown = report._repr_markdown_()
+    assert "![" not in shown
+    assert shown.splitlines()[0] == text.splitlines()[0]
+    assert table == [line for line in shown.splitlines() if line.startswith("|")]
 
 
 def test_table_has_a_row_for_each_setting_and_run(study):
     results = simulate(study, SKILLS)
     results[-1] = fail(results[-1], "no room")
     figures = measure_study(study, results)
-    table = pd.read_csv(io.StringIO(study_table(figures, results).to_csv(index=False)))
+    table = pd.read_csv(
+        io.StringIO(StudyReport(study, figures, results).table().to_csv(index=False))
+    )
     assert table["kind"].value_counts().to_dict() == {"run": 9, "setting": 3}
     better = table[(table["kind"] == "setting") & (table["name"] == "better")].iloc[0]
     difference = figures.settings[1].differences["macro_f1"]

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,16 @@ from typing import Any
 
 import filelock
 import pandas as pd
-from tqdm.auto import tqdm
 
 from wbc_keras import runs
 from wbc_keras.cache import hash_file
 from wbc_keras.cells import CHUNK, map_ahead
-from wbc_keras.commands import silent_stderr
 from wbc_keras.errors import DataError
 from wbc_keras.images import BadImage, read_file
 from wbc_keras.manifest import Manifest
 from wbc_keras.predictions import ERROR, to_csv
 from wbc_keras.predictor import Predictor, model_files
+from wbc_keras.progress import show_progress
 
 PART = 16 * CHUNK  # rows; what a kill loses at most
 
@@ -120,8 +119,8 @@ def classify_archive(
     with _open_parts(output, about=about, resume=resume) as parts:
         done = min(len(parts.done()) * PART, len(manifest.table))
         chunks = classify_chunks(predictor, manifest, start=done, overlays=overlays)
-        with _progress(len(manifest.table), done) as bar:
-            for table in _gather(chunks, bar):
+        with show_progress(len(manifest.table), "pictures", done=done) as tell:
+            for table in _gather(chunks, tell):
                 parts.add(table)
         return parts.finish()
 
@@ -244,25 +243,16 @@ def _add(tally: Tally, table: pd.DataFrame) -> Tally:
     return Tally(tally.predicted + names, tally.bad + int((table[ERROR] != "").sum()))
 
 
-def _gather(chunks: Iterator[pd.DataFrame], bar: Any) -> Iterator[pd.DataFrame]:
-    """Put chunks together into parts, and move the bar on with each chunk."""
+def _gather(
+    chunks: Iterator[pd.DataFrame], tell: Callable[[int], object]
+) -> Iterator[pd.DataFrame]:
+    """Put chunks together into parts, and tell of each chunk that it is done."""
     waiting: list[pd.DataFrame] = []
     for table in chunks:
-        bar.update(len(table))
+        tell(len(table))
         waiting.append(table)
         if len(waiting) * CHUNK == PART:
             yield pd.concat(waiting, ignore_index=True)
             waiting = []
     if waiting:
         yield pd.concat(waiting, ignore_index=True)
-
-
-@contextlib.contextmanager
-def _progress(total: int, done: int) -> Iterator[Any]:
-    """Show a bar with rate and time left, and hide what libjpeg writes of each damaged file."""
-    with (
-        os.fdopen(os.dup(2), "w") as shown,
-        tqdm(total=total, initial=done, unit=" pictures", file=shown, smoothing=0.05) as bar,
-        silent_stderr(),
-    ):
-        yield bar

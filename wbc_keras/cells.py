@@ -33,7 +33,6 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 CHUNK = 64
-_THUMBNAIL = (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
 _HELD_PIXELS = 4_000_000  # decoded side by side, 12 MB; larger pictures one by one
 
 
@@ -100,24 +99,6 @@ class Chunk:
 
     cells: Cells
     bad: dict[int, BadImage]
-
-
-def crop_cells(
-    image_bytes: tf.Tensor, boxes: tf.Tensor, *, image_size: tuple[int, int], at_once: int = 10
-) -> tf.Tensor:
-    """Cut a box out of each encoded picture: uint8 ``(b, *image_size, 3)``; graph operations.
-
-    For a graph that decoded them once before and cannot hold them all whole, as a server's: that
-    costs a tenth of finding the cell.
-    """
-
-    def cut(pair: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        return crop(decode(pair[0]), pair[1], image_size=image_size)
-
-    signature = tf.TensorSpec([*image_size, 3], tf.uint8)
-    return tf.map_fn(
-        cut, (image_bytes, boxes), fn_output_signature=signature, parallel_iterations=at_once
-    )
 
 
 def load_cells(paths: Iterable[Path], *, roi: RoiConfig, image_size: tuple[int, int]) -> Cells:

@@ -76,6 +76,8 @@ def load_tensorflow() -> None:
 
         # Looks for a GPU, and says so when there is none.
         tf.config.list_physical_devices()
+    # Its advice on retracing is for who writes models: here each run's network is another one.
+    tf.get_logger().setLevel("ERROR")
 
 
 @contextmanager

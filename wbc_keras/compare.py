@@ -87,7 +87,7 @@ def compare(
 
 
 def _name_runs(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """Return the runs by a short name: the folder's, or its path where two are called alike."""
+    """Return the runs by a short name: the folder's, with those above it where two are alike."""
     places = [Path(folder) for folder in folders]
     resolved = [place.resolve() for place in places]
     if len(places) < 2 or len(set(resolved)) < len(places):
@@ -95,8 +95,10 @@ def _name_runs(folders: Sequence[str | Path]) -> dict[str, Path]:
             "compare: give two different run folders or more. "
             f"Received: {', '.join(map(str, places))}"
         )
-    short = [place.name for place in resolved]
-    names = short if len(set(short)) == len(short) else list(map(str, places))
+    depth = 1
+    while len({place.parts[-depth:] for place in resolved}) < len(places):
+        depth += 1
+    names = ["/".join(place.parts[-depth:]) for place in resolved]
     return dict(zip(names, places, strict=True))
 
 

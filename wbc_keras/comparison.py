@@ -26,9 +26,12 @@ from wbc_keras.bootstrap import (
 )
 from wbc_keras.calibration import BIASED
 from wbc_keras.errors import DataError
+from wbc_keras.estimates import NONE, Cell, Estimate
 from wbc_keras.labels import abnormal_classes
 from wbc_keras.metrics import SCORES, Scorer
 from wbc_keras.probabilities import Array, check_probabilities
+from wbc_keras.score_tables import CALIBRATION, FIGURES
+from wbc_keras.tables import Table
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class Comparison:
     figures: Mapping[str, Difference]
     per_class: Mapping[str, ClassChange]
     mcnemar: McNemar
+
+    def _repr_html_(self) -> str:
+        """Return the differences as a notebook shows them: of all cells, then of each class."""
+        return "".join(table._repr_html_() for table in (_figure_table(self), _class_table(self)))
 
     def to_json(self) -> dict[str, Any]:
         """Return one entry of comparison.json."""
@@ -206,6 +213,35 @@ def class_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
         for pair in comparisons
         for name, one in pair.per_class.items()
     )
+
+
+def _figure_table(pair: Comparison) -> Table:
+    titles, test = FIGURES | CALIBRATION, pair.mcnemar
+    rows = tuple((titles[name], *_columns(one)) for name, one in pair.figures.items())
+    note = (
+        f"Right in {pair.first} only: {test.only_first} cells, in {pair.second} only: "
+        f"{test.only_second}; McNemar's p {test.p:.2g}. Intervals are paired, 95 %; a difference "
+        "is clear where its interval leaves 0 out."
+    )
+    columns = ("figure", pair.first, pair.second, "difference", "clear")
+    return Table("differences", f"{pair.second} minus {pair.first}", note, columns, rows)
+
+
+def _class_table(pair: Comparison) -> Table:
+    rows = tuple(
+        (name, one.support, one.gained, one.lost, *_columns(one.figures["f1"]))
+        for name, one in pair.per_class.items()
+    )
+    columns = ("class", "cells", "gained", "lost", pair.first, pair.second, "difference", "clear")
+    note = f"Gained: cells that only {pair.second} names right; lost: only {pair.first}."
+    return Table("classes", "F1 of each class", note, columns, rows)
+
+
+def _columns(one: Difference) -> tuple[Cell, ...]:
+    bounds = "" if one.interval is None else f" [{one.interval[0]:+.3f}, {one.interval[1]:+.3f}]"
+    difference = NONE if one.difference is None else f"{one.difference:+.3f}{bounds}"
+    clear = "yes" if one.is_clear else ""
+    return Estimate(one.first), Estimate(one.second), difference, clear
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from wbc_keras.errors import DataError
+from wbc_keras.progress import can_redraw
 from wbc_keras.runs import replacing_folder
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -145,7 +147,9 @@ def _go_on(url: str, output_file: str, _fetcher: object) -> None:
     with ExitStack() as open_until_end:
         stream = open_until_end.enter_context(arrived.open("ab"))
         # No bar where nobody watches. pooch sets the total, and takes a bar of 0 bytes for none.
-        bar = open_until_end.enter_context(tqdm(total=1, unit="B", unit_scale=True, disable=None))
+        hidden = not can_redraw(sys.stderr)
+        bar = tqdm(total=1, unit="B", unit_scale=True, disable=hidden)
+        open_until_end.enter_context(bar)
         # Compressed on the way, the bytes would not be those that a range counts.
         headers = {"Accept-Encoding": "identity"}
         if received := stream.tell():
@@ -320,7 +324,8 @@ def _write(entries: Sequence[_Entry], folder: Path) -> None:
     from tqdm import tqdm
 
     top = _single_top(entries)
-    for entry in tqdm(entries, desc="unpack", unit=" files", disable=None):
+    hidden = not can_redraw(sys.stderr)
+    for entry in tqdm(entries, desc="unpack", unit=" files", disable=hidden):
         target = folder / (entry.path.relative_to(top) if top else entry.path)
         if entry.kind == "folder":
             target.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from wbc_keras.config import Config, TrainConfig
 from wbc_keras.errors import RunError
 from wbc_keras.losses import MacroF1, build_loss
 from wbc_keras.pipeline import count_steps, make_batches, make_training_batches
+from wbc_keras.progress import keras_verbosity
 
 logger = logging.getLogger(__name__)
 
@@ -296,6 +297,7 @@ def _fit_phase(
             validation.cells, targets(validation.labels), batch_size=settings.batch_size
         ),
         callbacks=[average, keeper, board],
+        verbose=keras_verbosity(),
     )
 
 

@@ -28,18 +28,18 @@ from wbc_keras.decisions import read_decisions
 from wbc_keras.engines import TOLERANCE, Engine, open_engine, open_tensorflow
 from wbc_keras.errors import RunError
 from wbc_keras.networks import load_network
+from wbc_keras.synthetic import CLASS_NAMES, draw_cell
 
 logger = logging.getLogger(__name__)
 
 FORMATS = ("onnx", "openvino", "litert", "keras")
-# What `auto` tries before TensorFlow, see docs/formats.md.
+# What `auto` tries before TensorFlow: what does most with a core, see docs/formats.md.
 FASTEST = ("openvino",)
 ENGINES = ("auto", "tensorflow", "openvino", "onnx", "litert")
 
 _OPSET = 17
 _ABOUT = "about.json"
 _WEIGHTS = {"openvino": "model.bin"}
-_CHECKED = 8  # pictures that a converted network is tried on
 
 
 class Network(tf.Module):
@@ -192,19 +192,22 @@ def _to_keras(network: Network, path: Path) -> None:
 
 
 def _require_faithful(name: str, folder: Path, network: Network) -> None:
-    """Try a converted network on noise of several kinds."""
+    """Try a converted network on a drawn cell of every kind."""
     if name == "keras":
         return
-    size = network.model.input.shape[1:]
-    rng = np.random.default_rng(0)
-    levels = np.linspace(0, 255, _CHECKED)[:, np.newaxis, np.newaxis, np.newaxis]
-    images = np.clip(rng.normal(levels, 60, (_CHECKED, *size)), 0, 255).astype(np.uint8)
+    images = _draw_cells(network.model.input.shape[1:3])
     difference = engines.differ(open_engine(name, folder), open_tensorflow(network), images)
     if not difference <= TOLERANCE:
         raise RunError(
             f"{name}: the converted network's probabilities differ by {difference:.2g} from "
             f"TensorFlow's, more than {TOLERANCE}; deploy another format"
         )
+
+
+def _draw_cells(image_size: tuple[int, int]) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    cells = [draw_cell(name, size=max(image_size), rng=rng).image for name in CLASS_NAMES]
+    return np.stack(cells)[:, : image_size[0], : image_size[1]]
 
 
 def _hash(run: runs.Run, name: str) -> str:

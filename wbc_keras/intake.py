@@ -7,65 +7,128 @@ pixels than a limit, which the header shows.
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from wbc_keras.images import decode
-from wbc_keras.localize import THUMBNAIL_SIZE, make_thumbnail
+from wbc_keras.localize import THUMBNAIL_SIZE, crop, make_thumbnail
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 # A picture is held whole while its thumbnail is made: so many at a time.
 _AT_ONCE = 8
+_CHUNK = 16  # pictures whose cells are found together, while the next ones are decoded
+_CHUNKS_AT_ONCE = 4
+_HELD_PIXELS = 1_000_000  # larger pictures are decoded twice rather than kept in memory
 
 
-def take_in(image_bytes: tf.Tensor, *, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Check and shrink encoded pictures; graph operations.
+class Pictures(NamedTuple):
+    """Some pictures that are sound, to be cropped by `crop_held`.
+
+    held: string ``(b,)``. thumbnails: what `make_thumbnail` makes of each, float32
+    ``(b, 96, 96, 3)``. sizes: their heights and widths, int32 ``(b, 2)``.
+    """
+
+    held: tf.Tensor
+    thumbnails: tf.Tensor
+    sizes: tf.Tensor
+
+
+def take_in(
+    image_bytes: tf.Tensor,
+    *,
+    max_pixels: int,
+    work: Callable[[Pictures], tuple[tf.Tensor, ...]],
+) -> tuple[tf.Tensor, ...]:
+    """Check encoded pictures and work on them, a few at a time on each core; graph operations.
 
     Args:
         image_bytes: string ``(b,)``.
         max_pixels: a picture whose header declares more is refused before it is decoded.
+        work: gives tensors with a row for each of some pictures.
 
     Returns:
-        the pictures, string ``(b,)``, to be decoded further, what `make_thumbnail` makes of each,
-        float32 ``(b, 96, 96, 3)``, and their heights and widths, int32 ``(b, 2)``.
+        what ``work`` gives, for all pictures in their order.
 
     Raises:
         tf.errors.InvalidArgumentError: when run, if pictures cannot be used; all are named by place
             (``image_bytes[3]``), with the reason.
     """
 
-    def examine(place: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        encoded = pictures[place]
+    def examine(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, Pictures]:
+        encoded = image_bytes[place]
         size, channels = _read_header(encoded)
         fault = _find_fault(size, channels, max_pixels=max_pixels)
-        thumbnail = tf.cond(
-            fault == "",
-            lambda: make_thumbnail(decode(encoded)),
-            lambda: tf.zeros((THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)),
-        )
-        return place, fault, thumbnail, size
+        return place, fault, tf.cond(fault == "", lambda: _hold(encoded), _blank)
+
+    def work_on(places: tf.Tensor, faults: tf.Tensor, pictures: Pictures) -> tuple[tf.Tensor, ...]:
+        return places, faults, *work(pictures)
 
     count = tf.size(image_bytes, out_type=tf.int64)
-    # One good picture behind the others: an empty data set has no element to give.
-    pictures = tf.concat([image_bytes, [_blank()]], axis=0)
     # Nothing else in a graph survives a decoder's error, and tells which pictures are left.
-    examined = tf.data.Dataset.range(count + 1).map(examine, num_parallel_calls=_AT_ONCE)
-    places, faults, thumbnails, sizes = (
-        examined.ignore_errors().batch(count + 1).get_single_element()
-    )
+    examined = tf.data.Dataset.range(count).map(examine, num_parallel_calls=_AT_ONCE)
+    worked = examined.ignore_errors().batch(_CHUNK).map(work_on, num_parallel_calls=_CHUNKS_AT_ONCE)
+    # One row behind the others: a data set without any has no element to give.
+    spare = [tf.zeros([1, *spec.shape[1:]], spec.dtype) for spec in worked.element_spec]
+    spare[0] += count
+    rows = worked.concatenate(tf.data.Dataset.from_tensors(tuple(spare))).rebatch(count + 1)
+    places, faults, *results = rows.get_single_element()
     unread = tf.fill([count + 1], "is no JPEG or PNG that can be decoded")
     faults = tf.tensor_scatter_nd_update(unread, places[:, tf.newaxis], faults)
+    with tf.control_dependencies(_require_sound(faults[:-1])):
+        return tuple(tf.identity(result[:-1]) for result in results)
+
+
+def crop_held(pictures: Pictures, boxes: tf.Tensor, *, image_size: tuple[int, int]) -> tf.Tensor:
+    """Cut a box, see `localize.crop`, out of each picture: uint8 ``(b, *image_size, 3)``."""
+
+    def cut(row: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        held, size, box = row
+        image = tf.cond(
+            _is_small(size), lambda: tf.io.parse_tensor(held, tf.uint8), lambda: decode(held)
+        )
+        return crop(tf.ensure_shape(image, (None, None, 3)), box, image_size=image_size)
+
+    return tf.map_fn(
+        cut,
+        (pictures.held, pictures.sizes, boxes),
+        fn_output_signature=tf.TensorSpec([*image_size, 3], tf.uint8),
+        parallel_iterations=1,
+    )
+
+
+def _require_sound(faults: tf.Tensor) -> list[tf.Operation]:
+    """Refuse a request without pictures, or with bad ones; ``faults`` are string ``(b,)``."""
     bad = tf.where(faults != "")[:, 0]
     named = tf.strings.join(
         ["image_bytes[", tf.strings.as_string(bad), "] ", tf.gather(faults, bad)]
     )
     message = tf.strings.reduce_join(named, separator="; ")
-    are_good = tf.debugging.Assert(tf.size(bad) == 0, [message])
-    are_some = tf.debugging.Assert(count > 0, ["image_bytes holds no picture"])
-    with tf.control_dependencies([are_good, are_some]):
-        return tf.identity(image_bytes), tf.identity(thumbnails[:-1]), tf.identity(sizes[:-1])
+    return [
+        tf.debugging.Assert(tf.size(bad) == 0, [message]),
+        tf.debugging.Assert(tf.size(faults) > 0, ["image_bytes holds no picture"]),
+    ]
+
+
+def _is_small(size: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_prod(size) <= _HELD_PIXELS
+
+
+def _hold(encoded: tf.Tensor) -> Pictures:
+    """Decode one picture; what is held of a small one is the pixels, of a large one the file."""
+    image = decode(encoded)
+    size = tf.shape(image)[:2]
+    held = tf.cond(_is_small(size), lambda: tf.io.serialize_tensor(image), lambda: encoded)
+    return Pictures(held, make_thumbnail(image), size)
+
+
+def _blank() -> Pictures:
+    """Return what stands in for a picture that is refused."""
+    image = tf.zeros((2, 2, 3), tf.uint8)
+    thumbnail = tf.zeros((THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3))
+    return Pictures(tf.io.serialize_tensor(image), thumbnail, tf.constant([2, 2]))
 
 
 def _read_header(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -100,7 +163,3 @@ def _find_fault(size: tf.Tensor, channels: tf.Tensor, *, max_pixels: int) -> tf.
         ],
         default=lambda: tf.constant(""),
     )
-
-
-def _blank() -> bytes:
-    return bytes(cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes())

@@ -20,6 +20,7 @@ import tensorflow as tf
 from wbc_keras.stain import (
     Absorbance,
     Classes,
+    add_up,
     count_stain,
     enlarge,
     grow,
@@ -197,7 +198,7 @@ def _spread(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
 def _spread_blocks(values: tf.Tensor, within: tf.Tensor) -> tf.Tensor:
     def step(values: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         further = grow(grow(values, 3) * within, 3) * within
-        return further, tf.reduce_any(further != values)
+        return further, tf.reduce_max(further - values) > 0.0
 
     return tf.while_loop(lambda _, moved: moved, step, (values, tf.constant(True)))[0]
 
@@ -232,7 +233,7 @@ def _central_part(mask: tf.Tensor) -> tf.Tensor:
     numbers = tf.cast(_spread_blocks(numbers * blocks, blocks), tf.int32)
     count = side * side + 1
     weights, areas = (
-        tf.math.unsorted_segment_sum(
+        add_up(
             4.0 * tf.nn.avg_pool2d(values, 2, 2, "VALID"),
             numbers + count * tf.range(batch),
             count * batch,

@@ -21,6 +21,7 @@ from wbc_keras.calibration import BIASED, CalibrationScorer
 from wbc_keras.errors import DataError
 from wbc_keras.probabilities import Array, Integers, check_probabilities, divide
 from wbc_keras.ranking import Ranking
+from wbc_keras.score_tables import tabulate_classes, tabulate_figures
 
 _ENOUGH_CELLS = 20  # a class of fewer makes a macro figure noisy
 _PAIRS_NAMED = 10
@@ -88,6 +89,12 @@ class Evaluation:
     def of_at_least_20_cells(self) -> list[str]:
         """Return the classes of at least 20 cells."""
         return [name for name, one in self.per_class.items() if one.support >= _ENOUGH_CELLS]
+
+    def _repr_html_(self) -> str:
+        """Return the figures as a notebook shows them: of all cells, then of each class."""
+        metrics = self.to_json()
+        tables = (tabulate_figures(metrics), tabulate_classes(metrics))
+        return "".join(table._repr_html_() for table in tables)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of metrics.json."""

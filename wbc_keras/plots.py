@@ -24,6 +24,7 @@ from sklearn.metrics import roc_curve
 
 from wbc_keras.calibration import Reliability
 from wbc_keras.metrics import Evaluation
+from wbc_keras.predictions import ACCEPTED, BOX_COLUMNS
 from wbc_keras.runs import replacing
 from wbc_keras.selective import Selective
 
@@ -267,6 +268,22 @@ def plot_cells(
     return figure
 
 
+def plot_answers(
+    images: Sequence[npt.NDArray[Any]], table: pd.DataFrame, *, columns: int = 6
+) -> Figure:
+    """Return a sheet of cells with their boxes and what a model says; wrong answers are marked.
+
+    Args:
+        images: n arrays (h, w, 3), RGB 0-255, sizes may differ.
+        table: n rows of a predictions table; what is not ``accepted`` has a question mark.
+        columns: cells in a row.
+    """
+    figure, grid = _draw_answers(images, table, columns=columns, width=1.7)
+    for ax, image, box in zip(grid, images, table[list(BOX_COLUMNS)].to_numpy(), strict=False):
+        _draw_box(ax, box, image.shape[:2])
+    return figure
+
+
 def plot_heatmaps(
     images: npt.NDArray[Any], heatmaps: npt.NDArray[Any], table: pd.DataFrame, *, columns: int = 4
 ) -> Figure:
@@ -279,12 +296,7 @@ def plot_heatmaps(
         columns: cells in a row.
     """
     pairs = [_beside_heat(image, heat) for image, heat in zip(images, heatmaps, strict=True)]
-    rows = list(table[["label", "predicted", "confidence"]].itertuples(index=False))
-    titles = [_answer_title(*row) for row in rows]
-    figure, grid = _draw_sheet(pairs, titles, columns=columns, width=2.8)
-    for ax, (label, predicted, _) in zip(grid, rows, strict=False):
-        ax.title.set_color("black" if label in ("", predicted) else _COLORS[3])
-    return figure
+    return _draw_answers(pairs, table, columns=columns, width=2.8)[0]
 
 
 def _new_axes(width: float, height: float) -> Axes:
@@ -357,6 +369,19 @@ def _draw_sheet(
     return figure, grid
 
 
+def _draw_answers(
+    images: Sequence[npt.NDArray[Any]], table: pd.DataFrame, *, columns: int, width: float
+) -> tuple[Figure, list[Axes]]:
+    """Draw a sheet with titles that tell the answers, coloured where they are wrong."""
+    accepted = table.get(ACCEPTED, pd.Series(True, table.index))
+    rows = list(zip(table["label"], table["predicted"], table["confidence"], accepted, strict=True))
+    titles = [_answer_title(*row) for row in rows]
+    figure, grid = _draw_sheet(images, titles, columns=columns, width=width)
+    for ax, (label, predicted, *_) in zip(grid, rows, strict=False):
+        ax.title.set_color("black" if label in ("", predicted) else _COLORS[3])
+    return figure, grid
+
+
 def _beside_heat(image: npt.NDArray[Any], heat: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the picture and, to its right, the picture under its heatmap."""
     colors = colormaps["viridis"](heat)[..., :3] * 255
@@ -364,8 +389,8 @@ def _beside_heat(image: npt.NDArray[Any], heat: npt.NDArray[Any]) -> npt.NDArray
     return np.hstack([image, image * (1 - weight) + colors * weight])
 
 
-def _answer_title(label: str, predicted: str, confidence: float) -> str:
-    share = _percent(confidence)
+def _answer_title(label: str, predicted: str, confidence: float, accepted: bool) -> str:
+    share = _percent(confidence) + ("" if accepted else "?")
     if label in ("", predicted):
         return f"{predicted} {share}"
     return f"{label}, taken for {predicted} {share}"

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
@@ -28,11 +27,11 @@ import tensorflow as tf
 from wbc_keras import cells, headers, images, localize, stain
 from wbc_keras.cache import cache_dir, hash_files, materialise
 from wbc_keras.cells import CHUNK, Cells, StoredImages, iter_chunks
-from wbc_keras.commands import silent_stderr
 from wbc_keras.config import RoiConfig
 from wbc_keras.errors import DataError
 from wbc_keras.images import BadImage, describe_bad
 from wbc_keras.manifest import Manifest
+from wbc_keras.progress import show_progress
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +136,10 @@ def _write(
     paths = (manifest.root / file for file in files)
     _require_room(folder, len(files) * image_size[0] * image_size[1] * 3)
     print(f"preparing {len(files)} cells, kept in {folder.parent}", flush=True)
-    progress = keras.utils.Progbar(len(files), unit_name="cell")
     boxes, found = [], []
     checksums: list[int] = []
     bad: list[tuple[int, str]] = []
-    # libjpeg writes a line of its own for each damaged file.
-    with silent_stderr(), (folder / _IMAGES).open("wb") as stream:
+    with show_progress(len(files), "cells") as tell, (folder / _IMAGES).open("wb") as stream:
         for chunk in iter_chunks(paths, roi=roi, image_size=image_size):
             start = CHUNK * len(checksums)
             pictures = np.asarray(chunk.cells.images).tobytes()
@@ -151,7 +148,7 @@ def _write(
             boxes.append(chunk.cells.boxes)
             found.append(chunk.cells.found)
             bad += [(start + place, fault.reason) for place, fault in sorted(chunk.bad.items())]
-            progress.update(start + len(chunk.cells))
+            tell(len(chunk.cells))
         stream.flush()
         os.fsync(stream.fileno())
     np.save(folder / "boxes.npy", np.concatenate(boxes))

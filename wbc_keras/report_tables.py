@@ -7,39 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from wbc_keras.estimates import NONE, Cell, Estimate, estimate, make_estimate
-from wbc_keras.labels import is_abnormal
+from wbc_keras.estimates import NONE, Cell, Estimate, estimate
 from wbc_keras.record import Json, Record, Scored
+from wbc_keras.score_tables import CALIBRATION, tabulate_classes, tabulate_figures, tabulate_pairs
 from wbc_keras.splits import SPLITS
 from wbc_keras.tables import Table
 
-# JSON name -> what people call it; areas, errors and shares alike are fractions.
-FIGURES = {
-    "accuracy": "accuracy",
-    "top2_accuracy": "true class among the two first",
-    "macro_f1": "macro F1",
-    "macro_f1_at_least_20_cells": "macro F1, classes of at least 20 cells",
-    "balanced_accuracy": "balanced accuracy (mean recall)",
-    "mcc": "Matthews correlation",
-    "kappa": "Cohen's kappa",
-    "macro_auroc": "macro AUROC",
-    "macro_auprc": "macro AUPRC",
-}
-_ABNORMAL = {
-    "auroc": "abnormal cells: AUROC",
-    "auprc": "abnormal cells: AUPRC",
-    "sensitivity_at_95_specificity": "abnormal cells: sensitivity at 95 % specificity",
-}
-_CALIBRATION = {
-    "ece": "expected calibration error, 15 equal bins",
-    "adaptive_ece": "the same, bins of equal cells",
-    "brier": "Brier score (0 to 2)",
-    "nll": "negative log-likelihood",
-}
 _METHODS = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "scorecam": "Score-CAM"}
 RATES = {"sensitivity": "sensitivity", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
-_CLASS_SCORES = {"recall": "recall", "precision": "precision", "f1": "F1"}
-_CLASS_SCORES |= {"auroc": "AUROC", "auprc": "AUPRC"}
 
 
 # All that may be made, with the checklists, which are a module of their own.
@@ -60,9 +35,9 @@ def make_tables(record: Record) -> dict[str, Table]:
     ]
     if main := record.main:
         makers += [
-            lambda: _figures(main.metrics),
-            lambda: _per_class(main.metrics),
-            lambda: _confusion_pairs(main.metrics),
+            lambda: tabulate_figures(main.metrics),
+            lambda: tabulate_classes(main.metrics),
+            lambda: tabulate_pairs(main.metrics),
             lambda: _screening(main),
             lambda: _operating_points(main),
             lambda: _calibration(main),
@@ -150,50 +125,6 @@ def _evaluations(evaluations: Sequence[Scored]) -> Table | None:
     return Table("evaluations", "All evaluations of this run", note, columns, rows)
 
 
-def _figures(metrics: Json) -> Table:
-    rows = [(title, estimate(metrics, name)) for name, title in FIGURES.items() if name in metrics]
-    abnormal = metrics.get("abnormal") or {}
-    bounds = metrics.get("confidence_interval_95") or {}
-    rows += [
-        (title, make_estimate(abnormal[name], bounds.get(f"abnormal_{name}")))
-        for name, title in _ABNORMAL.items()
-        if abnormal.get(name) is not None
-    ]
-    note = "Fractions from 0 to 1, with 95 % bootstrap intervals."
-    return Table("figures", "All figures", note, ("figure", "value"), tuple(rows))
-
-
-def _per_class(metrics: Json) -> Table:
-    scores = metrics.get("per_class") or {}
-    named = [name for name in _CLASS_SCORES if any(name in one for one in scores.values())]
-    kinds = {True: "abnormal", False: "normal", None: "not known"}
-    rows = tuple(
-        (
-            name,
-            int(one["support"]),
-            *(estimate(one, score) for score in named),
-            kinds[is_abnormal(name)],
-        )
-        for name, one in scores.items()
-    )
-    columns = ("class", "cells", *(_CLASS_SCORES[name] for name in named), "kind")
-    note = (
-        "Each class against all others, with 95 % intervals. Recall (sensitivity): share of the "
-        "class's cells that are named right; precision: share of the cells so named that are of "
-        "the class."
-    )
-    return Table("per_class", "Scores of each class", note, columns, rows)
-
-
-def _confusion_pairs(metrics: Json) -> Table:
-    rows = tuple(
-        (pair["true"], pair["predicted"], int(pair["cells"]), Estimate(pair["share"]))
-        for pair in metrics.get("confusion_pairs") or ()
-    )
-    columns = ("true class", "taken for", "cells", "share of the class")
-    return Table("confusion_pairs", "Most frequent mistakes", "Most cells first.", columns, rows)
-
-
 def _questions(scored: Scored) -> Iterable[tuple[str, Json]]:
     for name, title in (("abnormal", "abnormal cells"), ("blast", "blasts")):
         found = scored.question(name)
@@ -246,7 +177,7 @@ def _calibration(scored: Scored) -> Table | None:
     before, after = scored.calibration["before"], scored.calibration["after"]
     rows = tuple(
         (title, estimate(before, name), estimate(after, name))
-        for name, title in _CALIBRATION.items()
+        for name, title in CALIBRATION.items()
     )
     note = "Smaller is better. The temperature was fitted on validation."
     columns = ("figure", "as trained", "calibrated")

@@ -15,8 +15,8 @@ from wbc_keras.commands import add_settings, make_parser, run_action
 from wbc_keras.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from wbc_keras.study_figures import StudyFigures
     from wbc_keras.study_plan import Cell, Study
+    from wbc_keras.study_report import StudyReport
     from wbc_keras.study_results import Result
 
 
@@ -43,11 +43,11 @@ def _action(arguments: argparse.Namespace) -> None:
         plan_study(study, folder)
         print("dry run: everything is in place, nothing was trained, no folder was written")
         return
-    figures = run_study(study, output=folder, resume=arguments.resume)
-    _print_outcome(folder, figures)
+    report = run_study(study, output=folder, resume=arguments.resume)
+    _print_outcome(folder, report)
 
 
-def run_study(study: Study, *, output: str | Path, resume: bool = False) -> StudyFigures:
+def run_study(study: Study, *, output: str | Path, resume: bool = False) -> StudyReport:
     """Train and score all runs of a study, writing what is known after each.
 
     Each run starts a Python of its own, so a script calls this under
@@ -60,7 +60,7 @@ def run_study(study: Study, *, output: str | Path, resume: bool = False) -> Stud
             and try again what failed.
 
     Returns:
-        the figures of all finished runs.
+        what was found, as `read_study` reads it again.
 
     Raises:
         WbcError: a mistake in settings, data or folder, before anything is trained; or, when all
@@ -83,9 +83,27 @@ def run_study(study: Study, *, output: str | Path, resume: bool = False) -> Stud
             print(f"  {error or 'finished'}{_time_left(study, folder, todo[number:])}", flush=True)
             if number < len(todo):
                 _write_report(study, folder)
-        figures = _write_report(study, folder)
-    _require_no_failure(study, folder)
-    return figures
+        report = _write_report(study, folder)
+    _require_no_failure(report, folder)
+    return report
+
+
+def read_study(study: Study, folder: str | Path) -> StudyReport:
+    """Read what a study has found so far, of its folder or of its ``results`` alone.
+
+    Args:
+        study: of `study_plan.load_study`; it may have further settings by now.
+        folder: the study's.
+
+    Raises:
+        RunError: a file is damaged, or of a run with other settings than the study has now.
+    """
+    from wbc_keras.study_figures import measure_study
+    from wbc_keras.study_report import StudyReport
+    from wbc_keras.study_results import read_results
+
+    results = tuple(read_results(Path(folder), study.cells()).values())
+    return StudyReport(study, measure_study(study, results), results)
 
 
 def plan_study(study: Study, folder: Path) -> None:
@@ -184,22 +202,18 @@ def _run(cell: Cell, folder: Path, *, keep_model: bool) -> str | None:
     return None
 
 
-def _write_report(study: Study, folder: Path) -> StudyFigures:
+def _write_report(study: Study, folder: Path) -> StudyReport:
     """Write study.csv, study.md and study.png from what is there."""
     from wbc_keras.plots import save_figure
-    from wbc_keras.study_figures import measure_study
     from wbc_keras.study_plots import plot_study
-    from wbc_keras.study_report import study_table, study_text
-    from wbc_keras.study_results import read_results
 
-    results = list(read_results(folder, study.cells()).values())
-    figures = measure_study(study, results)
-    table = study_table(figures, results)
-    runs.write_text(folder / "study.csv", table.to_csv(index=False, float_format="%.6g"))
-    runs.write_text(folder / "study.md", study_text(study, figures, results))
-    if len(figures.runs):
-        save_figure(plot_study(figures)[0][0].figure, folder / "study.png")
-    return figures
+    report = read_study(study, folder)
+    table = report.table().to_csv(index=False, float_format="%.6g")
+    runs.write_text(folder / "study.csv", table)
+    runs.write_text(folder / "study.md", report.text())
+    if len(report.figures.runs):
+        save_figure(plot_study(report.figures)[0][0].figure, folder / "study.png")
+    return report
 
 
 @contextlib.contextmanager
@@ -219,10 +233,8 @@ def _only_study_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _require_no_failure(study: Study, folder: Path) -> None:
-    from wbc_keras.study_results import read_results
-
-    failed = [one for one in read_results(folder, study.cells()).values() if one.error]
+def _require_no_failure(report: StudyReport, folder: Path) -> None:
+    failed = [one for one in report.results if one.error]
     if failed:
         raise RunError(
             f"{folder}: {len(failed)} runs failed, first {failed[0].cell.name} "
@@ -231,10 +243,10 @@ def _require_no_failure(study: Study, folder: Path) -> None:
         )
 
 
-def _print_outcome(folder: Path, figures: StudyFigures) -> None:
+def _print_outcome(folder: Path, report: StudyReport) -> None:
     from wbc_keras.study_report import explain
 
-    for paragraph in explain(figures):
+    for paragraph in explain(report.figures):
         print(paragraph)
     for name in ("study.md", "study.csv", "study.png"):
         print(folder / name)

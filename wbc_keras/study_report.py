@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -24,15 +25,43 @@ TITLES = {
     "abnormal_auroc": "abnormal AUROC",
     "blast_auroc": "blast AUROC",
 }
+_PICTURE = "![Figures of each setting](study.png)\n\n"
 VERDICTS = HELPED, HURT, NOT_SHOWN = "helped", "hurt", "not shown to help or hurt"
 
 
-def study_table(figures: StudyFigures, results: Sequence[Result]) -> pd.DataFrame:
-    """Return study.csv: what was pooled first, then one row a run, failed ones too.
+@dataclass(frozen=True, eq=False)
+class StudyReport:
+    """What a study has found, finished or not.
 
-    ``kind`` is setting, component (level minus reference) or run. A figure has the columns
-    ``<figure>``, ``_low``, ``_high``, ``_difference``, ``_difference_low``, ``_difference_high``.
+    Attributes:
+        study: what was planned.
+        figures: of all finished runs, as `study_plots.plot_study` draws them.
+        results: of the runs, failed ones too.
     """
+
+    study: Study
+    figures: StudyFigures
+    results: Sequence[Result]
+
+    def table(self) -> pd.DataFrame:
+        """Return study.csv: what was pooled first, then one row a run, failed ones too.
+
+        ``kind`` is setting, component (level minus reference) or run. A figure has the columns
+        ``<figure>``, ``_low``, ``_high``, ``_difference``, ``_difference_low`` and
+        ``_difference_high``.
+        """
+        return _make_table(self.figures, self.results)
+
+    def text(self) -> str:
+        """Return study.md: what helped in plain words, the tables, and how to read them."""
+        return _write_text(self.study, self.figures, self.results)
+
+    def _repr_markdown_(self) -> str:
+        """Return the text as a notebook shows it, where the picture's file is not to be had."""
+        return self.text().replace(_PICTURE, "")
+
+
+def _make_table(figures: StudyFigures, results: Sequence[Result]) -> pd.DataFrame:
     rows = [_setting_row(one) for one in figures.settings]
     rows += [_level_row(one) for one in figures.levels]
     rows += _run_rows(figures, results)
@@ -86,13 +115,12 @@ def _run_rows(figures: StudyFigures, results: Sequence[Result]) -> Iterator[dict
         yield row | {"training_minutes": _round(facts.training_seconds / 60)}
 
 
-def study_text(study: Study, figures: StudyFigures, results: Sequence[Result]) -> str:
-    """Return study.md: what helped in plain words, the tables, and how to read them."""
+def _write_text(study: Study, figures: StudyFigures, results: Sequence[Result]) -> str:
     sections = [f"# Study {study.name}", _describe_extent(study, figures, results)]
     sections += [*explain(figures), _setting_table(figures)]
     if figures.levels:
         sections += ["## What a component is worth", _LEVELS, _level_table(figures)]
-    sections += [f"![Figures of each setting](study.png)\n\n{_how_to_read(figures)}"]
+    sections += [f"{_PICTURE}{_how_to_read(figures)}"]
     sections += [_list_settings(study)]
     if failed := [one for one in results if one.error]:
         lines = [f"- `{one.cell.name}`: {_cell(one.error or '')}" for one in failed]

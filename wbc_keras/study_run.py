@@ -196,6 +196,9 @@ def train_and_score(cell: Cell, folder: Path, keep_model: bool) -> None:
         folder: the study's.
         keep_model: whether its model stays.
     """
+    from wbc_keras.commands import load_tensorflow
+
+    load_tensorflow()  # or its messages would begin the log
     from wbc_keras.evaluate import evaluate
     from wbc_keras.networks import load_model
     from wbc_keras.study_results import write_result

@@ -1,12 +1,14 @@
-"""A table for people: one form for the page, for CSV and for LaTeX."""
+"""A table for people: one form for the page, for CSV, for LaTeX and for a notebook."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from html import escape
 
 import pandas as pd
 
-from wbc_keras.estimates import Cell, Estimate
+from wbc_keras.estimates import Cell, Estimate, as_text
 from wbc_keras.latex import render_table
 
 
@@ -50,6 +52,22 @@ class Table:
             is_text=[self.is_text(column) for column in range(len(self.columns))],
         )
 
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        head = self._html_row("th", self.columns)
+        body = "".join(self._html_row("td", row) for row in self.rows)
+        stop = "" if self.title.endswith("?") else "."
+        about = f"<p><b>{escape(self.title)}{stop}</b> {escape(self.note)}</p>"
+        return f"{about}<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+    def _html_row(self, tag: str, row: Iterable[Cell]) -> str:
+        sides = ("left" if self.is_text(c) else "right" for c in range(len(self.columns)))
+        cells = (
+            f'<{tag} style="text-align: {side}">{_as_html(cell)}</{tag}>'
+            for side, cell in zip(sides, row, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
     def is_text(self, column: int) -> bool:
         """Tell whether a column holds texts, which stand on the left."""
         return any(isinstance(row[column], str) for row in self.rows)
@@ -59,6 +77,13 @@ def sort_key(cell: Cell) -> str:
     """Return what a column is sorted by: the number in full, "" where there is none."""
     value = cell.value if isinstance(cell, Estimate) else cell
     return "" if value is None else str(value)
+
+
+def _as_html(cell: Cell) -> str:
+    """Return a cell as HTML; where room is short, an interval goes below its figure, whole."""
+    if not isinstance(cell, Estimate) or not cell.bounds:
+        return escape(as_text(cell))
+    return f'{cell.figure} <span style="white-space: nowrap">{cell.bounds}</span>'
 
 
 def _interval(cell: Cell) -> bool:

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from wbc_keras import runs
-from wbc_keras.commands import load_tensorflow, make_parser, run_action
-
-if TYPE_CHECKING:
-    from wbc_keras.checks import Finding
-
-_FILES = frozenset({"report.html", "findings.csv"})
+from wbc_keras.commands import make_parser, run_action
+from wbc_keras.data_check import FILES, check_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,52 +39,8 @@ def _action(arguments: argparse.Namespace) -> None:
     print(f"{result.pictures:,} pictures checked, {len(result.findings):,} findings")
     for problem, count in count_findings(result.findings).items():
         print(f"  {PROBLEMS[problem].title:<26} {count:>7,}")
-    for name in sorted(_FILES, reverse=True):
+    for name in sorted(FILES, reverse=True):
         print(result.folder / name)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a check found, in the report's order, and the folder it was written to."""
-
-    pictures: int
-    findings: tuple[Finding, ...]
-    folder: Path
-
-
-def check_data(data: str | Path, *, output: str | Path | None = None) -> Checked:
-    """Check a set of labelled cells, and write a page and a list of what was found.
-
-    Args:
-        data: what ``--data`` takes.
-        output: the folder to write, ``artifacts/check-<name>`` by default; an earlier check there
-            is replaced whole.
-
-    Returns:
-        the findings, and the folder with ``report.html`` and ``findings.csv``
-        (``file,problem,detail,related``).
-
-    Raises:
-        WbcError: the source cannot be read as a table, or the folder holds something else.
-    """
-    from wbc_keras.check_report import write_report
-    from wbc_keras.checks import check
-    from wbc_keras.manifest import read_manifest, require_apart
-
-    manifest = read_manifest(data)
-    folder = Path(output) if output else Path("artifacts") / f"check-{manifest.name}"
-    runs.require_replaceable(folder, _FILES)
-    require_apart(manifest, data, [folder / name for name in _FILES])
-    load_tensorflow()
-    from wbc_keras.images import find_bad_images
-
-    # Whether a picture can be decoded is for the decoder to say that training uses.
-    root = manifest.root
-    bad = find_bad_images(root / file for file in manifest.table["file"])
-    damaged = {image.path.relative_to(root).as_posix(): image.reason for image in bad}
-    findings = check(manifest, damaged=damaged)
-    write_report(folder, manifest, findings)
-    return Checked(len(manifest.table), tuple(findings), folder)
 
 
 if __name__ == "__main__":
