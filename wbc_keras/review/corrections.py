@@ -13,7 +13,6 @@ from pathlib import Path
 
 import filelock
 
-from wbc_keras import runs
 from wbc_keras.errors import DataError, RunError
 from wbc_keras.manifest.reviews import (
     COLUMNS,
@@ -40,8 +39,13 @@ class Corrections:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / REVIEWS
-        runs.require_writable(self.path)
-        if not os.access(self.path if self.path.exists() else _nearest(folder), os.W_OK):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another --output"
+            ) from error
+        if not os.access(self.path if self.path.exists() else folder, os.W_OK):
             raise RunError(f"{self.path}: cannot be written; choose another --output")
         self._guard = threading.Lock()
         self._rows: tuple[Review, ...] = ()
@@ -76,7 +80,6 @@ class Corrections:
         line = review_line(review)
         if line.count("\n") > 1:
             raise DataError(f"{review.file!r}: a name of two lines cannot be kept; rename it")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._guard, filelock.FileLock(f"{self.path}.lock", timeout=_PATIENCE):
                 # What is there is read first: a table that someone broke is not added to.
@@ -122,8 +125,3 @@ def _end_last_row(stream: io.FileIO) -> str:
         return "\n"
     stream.truncate(start)
     return ""
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder, or else the nearest one above it that is there."""
-    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
