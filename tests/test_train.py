@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 import time
@@ -380,7 +379,7 @@ def test_run_killed_four_times_ends_bit_identical(
     assert state.exists()
 
     with run() as process:
-        process.kill_when(lambda: re.search(r"Epoch 3/3.*[2-6]/8", log.read_text(), re.DOTALL))
+        process.kill_when(lambda: "Epoch 3/3" in log.read_text())  # said as it begins
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
     with run() as process:
