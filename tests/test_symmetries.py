@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from wbc_keras.errors import ConfigError
 from wbc_keras.faithfulness import draw_attention
 from wbc_keras.gradcam import Heatmaps
 from wbc_keras.networks import load_model
+from wbc_keras.predictor import Predictor
 from wbc_keras.runs import open_run
 from wbc_keras.symmetries import MakeViews, MergeViews
+from wbc_keras.synthetic import draw_cell
 
 SETTINGS = ModelConfig("mobilenetv2", weights="none", symmetries=8)
 
@@ -83,6 +86,22 @@ def test_a_turned_cell_gets_the_same_answer_and_a_turned_heatmap(models, images)
 
 def test_one_view_is_the_model_itself(models):
     assert average_symmetries(models[0], dataclasses.replace(SETTINGS, symmetries=1)) is models[0]
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx", "litert"])
+def test_every_engine_runs_a_network_with_views(trained_run, tmp_path, engine):
+    pytest.importorskip({"onnx": "onnxruntime", "litert": "ai_edge_litert"}.get(engine, engine))
+    run = open_run(shutil.copytree(trained_run, tmp_path / "run"))
+    settings = dataclasses.replace(run.config.model, symmetries=8)
+    text = dump_config(dataclasses.replace(run.config, model=settings))
+    (run.folder / "config.yaml").write_text(text)
+    cell = draw_cell("lymphocyte", size=96, rng=np.random.default_rng(4)).image
+    encoded = [cv2.imencode(".png", cell[:, :, ::-1])[1].tobytes()]
+    answers = [
+        Predictor.load(run.folder, engine=name).predict(encoded).probabilities
+        for name in ("tensorflow", engine)
+    ]
+    np.testing.assert_allclose(*answers, atol=1e-4)
 
 
 def test_a_run_is_used_with_the_symmetries_of_its_config(trained_run, tmp_path):

@@ -64,8 +64,10 @@ class MergeViews(_Symmetries):
 
 def _view(images: Any, number: int) -> Any:
     """Return a symmetry: the number's bits say mirror, turn upside down, exchange the axes."""
-    axes = [axis for bit, axis in ((1, 2), (2, 1)) if number & bit]
-    images = ops.flip(images, axis=axes) if axes else images
+    for bit, axis in ((1, 2), (2, 1)):
+        if number & bit:
+            # A flip would do, but OpenVINO loses the layout behind one.
+            images = ops.take(images, ops.arange(images.shape[axis] - 1, -1, -1), axis=axis)
     return ops.transpose(images, (0, 2, 1, 3)) if number & 4 else images
 
 
