@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from wbc_keras import engines, runs
+from wbc_keras import engines, runs, symmetries
 from wbc_keras.cache import cache_dir, hash_file, materialise
 from wbc_keras.commands import silent_stderr
 from wbc_keras.decisions import read_decisions
@@ -211,10 +211,11 @@ def _draw_cells(image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _hash(run: runs.Run, name: str) -> str:
-    """Hash what decides a converted network: the model, its temperature, versions, this code."""
+    """Hash what decides a converted network: model, views, temperature, versions, this code."""
     decisions = read_decisions(run.folder)
     versions = [metadata.version(one.replace("_", "-")) for one in engines.PACKAGES[name]]
-    said = [hash_file(run.model_path), hash_file(Path(__file__)), tf.__version__, *versions]
+    code = [hash_file(Path(str(one))) for one in (__file__, symmetries.__file__)]
+    said = [hash_file(run.model_path), repr(run.config.model), *code, tf.__version__, *versions]
     said.append(repr(decisions.temperature if decisions else 1.0))
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
