@@ -98,24 +98,24 @@ def describe(config: Config, model: keras.Model, *, steps: int) -> str:
     import keras
     import tensorflow as tf
 
-    from wbc_keras.train import choose_device
+    from wbc_keras.devices import find_devices
 
-    device, precision, jit_compile = choose_device(config.train)
+    devices = find_devices(config.train)
     height, width = config.data.image_size
     return (
         f"{config.model.backbone} + {config.model.attention}, {model.count_params():,} parameters, "
         f"{height}x{width}, batches of {config.train.batch_size}, {steps} steps a fit\n"
         f"TensorFlow {tf.__version__}, Keras {keras.__version__}, "
         f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{device}, {precision}, XLA {'on' if jit_compile else 'off'}"
+        f"{devices}, {devices.precision}, XLA {'on' if devices.jit_compile else 'off'}"
     )
 
 
 def make_our_batches(config: Config) -> tuple[tf.data.Dataset, int]:
     """Return endless training batches as `fitting.fit` makes them, and the number of classes."""
+    from wbc_keras.data_plan import plan_data
     from wbc_keras.fitting import cell_weights
     from wbc_keras.pipeline import make_training_batches
-    from wbc_keras.train import plan_data
 
     plan = plan_data(config)
     train = plan.load("train")
@@ -137,19 +137,19 @@ def build_model(config: Config, classes: int) -> keras.Model:
     import keras
 
     from wbc_keras.classifier import build_classifier
+    from wbc_keras.devices import find_devices
     from wbc_keras.losses import MacroF1, build_loss
-    from wbc_keras.train import choose_device
 
     settings = config.train
-    _, precision, jit_compile = choose_device(settings)
+    devices = find_devices(settings)
     keras.utils.set_random_seed(settings.seed)
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(devices.precision)
     model = build_classifier(config.model, num_classes=classes, image_size=config.data.image_size)
     model.compile(
         keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay),
         build_loss(config.loss, [1] * classes),
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy"), MacroF1(classes)],
-        jit_compile=jit_compile,
+        jit_compile=devices.jit_compile,
         auto_scale_loss=False,
     )
     return model

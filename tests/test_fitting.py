@@ -10,17 +10,18 @@ import pytest
 from wbc_keras import fitting
 from wbc_keras.cells import Cells
 from wbc_keras.config import load_config
+from wbc_keras.devices import Devices
 from wbc_keras.errors import RunError
 from wbc_keras.fitting import (
     EpochKeeper,
     LabelledCells,
     Phase,
-    TrainingState,
     cell_weights,
     fit,
     plan_phases,
     should_stop,
 )
+from wbc_keras.training_state import TrainingState
 
 CLASSES = 3
 COLUMNS = "epoch,phase,learning_rate,loss,accuracy,macro_f1,val_loss,val_accuracy,val_macro_f1"
@@ -70,7 +71,7 @@ def train(folder, config=CONFIG):
         validation=make_cells(12, 1),
         config=config,
         folder=folder,
-        jit_compile=False,
+        devices=Devices("CPU", 1, "float32", jit_compile=False),
     )
     return model, history
 

@@ -25,12 +25,13 @@ LAYERS = (
     "latex tables pages record report_tables summary checklists gallery study_plan study_results "
     "study_figures study_report model_folder review review.corrections review.worklist",
     # 1: TensorFlow and Keras parts
-    "images stain localize intake warmup cells prepared augment mixing pipeline layers "
-    "symmetries losses backbones engines",
+    "images stain localize intake warmup cells prepared packing augment mixing drawing pipeline "
+    "hosts feeds devices layers symmetries losses backbones engines",
     # 2: assembly
-    "classifier averaging fitting networks formats overlays inference predictor archive pretrained "
-    "gradcam plots screening_plots screening_report novelty_report second_look_report faithfulness "
-    "faithfulness_plots verdicts data_check report_page model_card study_plots provenance "
+    "classifier averaging training_state fitting data_plan networks formats overlays inference "
+    "predictor archive pretrained gradcam plots screening_plots screening_report novelty_report "
+    "second_look_report faithfulness faithfulness_plots verdicts data_check report_page model_card "
+    "study_plots provenance "
     "review.smears review.desk review.fragments review.view review.page",
     # 3: commands
     "train evaluate explain predict prepare roi export datasets compare report ship study "

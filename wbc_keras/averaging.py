@@ -48,6 +48,8 @@ class WeightAverage(keras.callbacks.Callback):
             self._swap()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if not self.pairs:
+            return  # to ask for the step would make the device wait
         # Not the batch's number: an epoch may have fewer batches.
         step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         if step % _EVERY:

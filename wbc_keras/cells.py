@@ -18,16 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
-import tensorflow as tf
 
 from wbc_keras.config import RoiConfig
 from wbc_keras.headers import read_header
 from wbc_keras.images import BadImage, as_jpeg_or_png, decode, decode_picture, read_file
-from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
+
+# Loaded when pictures are cropped: training on packed cells does without it.
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -177,6 +179,8 @@ def crop_encoded(
         roi: how the cell is found.
         image_size: height and width of the crops.
     """
+    import tensorflow as tf
+
     pictures, bad = screen_pictures(names, encoded)
     cut = _make_cutter(roi, image_size)
     try:
@@ -232,6 +236,8 @@ def split_by_room(pictures: Sequence[bytes]) -> list[list[bytes]]:
 
 
 def _cut_all(cut: Any, pictures: Sequence[bytes]) -> list[tuple[np.ndarray, ...]]:
+    import tensorflow as tf
+
     outputs = (cut(tf.constant(part, tf.string)) for part in split_by_room(pictures))
     return [tuple(output.numpy() for output in one) for one in outputs]
 
@@ -257,6 +263,9 @@ def _blank() -> bytes:
 @functools.cache
 def _make_cutter(roi: RoiConfig, image_size: tuple[int, int]) -> Any:
     """Compile the way from encoded pictures to crops, boxes, found and sizes."""
+    import tensorflow as tf
+
+    from wbc_keras.localize import THUMBNAIL_SIZE, crop, locate, make_thumbnail
 
     def cut(image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
         count = tf.size(image_bytes)

@@ -19,6 +19,7 @@ from wbc_keras.duplicates import TURNS, Copies, compare
 from wbc_keras.errors import DataError
 from wbc_keras.labels import cell_type
 from wbc_keras.manifest import Manifest
+from wbc_keras.manifest.packed import read_units
 from wbc_keras.survey import Loader, Survey, survey_once, survey_pictures
 
 # Pixels of the shorter side under which a cell cannot be told; MedMNIST's smallest have 28.
@@ -136,7 +137,8 @@ def screen(manifest: Manifest, *, near_duplicates: str = "keep_together") -> Scr
     """Check as training begins; pictures are looked at small, and once for all runs of a source.
 
     Args:
-        manifest: labelled cells whose pictures can be read.
+        manifest: labelled cells whose pictures can be read, or that are packed: their copies
+            were looked for when they were.
         near_duplicates: `ignore` leaves the pictures alone and looks at the table only.
 
     Raises:
@@ -147,6 +149,9 @@ def screen(manifest: Manifest, *, near_duplicates: str = "keep_together") -> Scr
         raise DataError(f"{manifest.root}: {codes}")
     if near_duplicates == "ignore":
         return Screening(None, ())
+    if manifest.packed:
+        copies = Copies(read_units(manifest.table))
+        return Screening(copies.units, tuple(_sum_up([*check_table(manifest.table, copies)])))
     survey, copies = survey_once(manifest.root, manifest.table["file"].tolist())
     findings = [
         *check_table(manifest.table, copies),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from wbc_keras.errors import WbcError
+from wbc_keras.errors import ConfigError, WbcError
 
 
 def make_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -59,6 +60,25 @@ def run_action(action: Callable[[argparse.Namespace], None], arguments: argparse
         print(f"error: {where}{error.strerror}; choose another place or mend it", file=sys.stderr)
         return 2
     return 0
+
+
+def load_backend() -> None:
+    """Import Keras on the backend that is asked for: TensorFlow, or where it is not there, JAX.
+
+    Raises:
+        ConfigError: neither is installed, or the backend asked for is another one.
+    """
+    asked = os.environ.get("KERAS_BACKEND")
+    if asked is None and importlib.util.find_spec("tensorflow") is None:
+        asked = os.environ["KERAS_BACKEND"] = "jax"
+    if asked in (None, "tensorflow"):
+        load_tensorflow()
+        return
+    if asked != "jax" or importlib.util.find_spec("jax") is None:
+        raise ConfigError(
+            f"KERAS_BACKEND: training runs on tensorflow and on jax, and jax must be installed "
+            f"(pip install jax). Received: {asked}"
+        )
 
 
 def load_tensorflow() -> None:

@@ -148,6 +148,8 @@ class TrainConfig:
     patience: int = _setting(8, low=1)  # epochs without a better validation macro F1
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
     jit_compile: Literal["auto"] | bool = "auto"
+    devices: Literal["auto"] | int = "auto"  # of each host, that share the batches; auto: all
+    hosts_timeout: float = _setting(300.0, low=1.0)  # seconds to wait for the other hosts
 
 
 @dataclass(frozen=True)
@@ -394,6 +396,8 @@ def _combination_faults(config: Config) -> list[str]:
             "train.freeze_batch_norm keeps statistics that model.weights none does not have: "
             "set it to false"
         )
+    if train.devices != "auto" and train.devices < 1:
+        faults.append(f"train.devices: expected auto or at least 1. Received: {train.devices}")
     if model.symmetries not in (1, 2, 4, 8):
         faults.append(f"model.symmetries: expected 1, 2, 4 or 8. Received: {model.symmetries}")
     height, width = config.data.image_size

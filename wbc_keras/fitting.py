@@ -3,15 +3,14 @@
 Keras's ``fit`` runs each phase once. After every epoch the whole state (weights, optimizer, seed
 generators, history) is written to one file that replaces the last, so that a kill at any moment
 leaves a state from which the run goes on exactly; order and augmentation of the data are functions
-of seed and epoch (see `pipeline`), and everything else that must survive is read off the history.
+of seed and epoch (see `drawing`), and everything else that must survive is read off the history.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score
 
 from wbc_keras import runs
 from wbc_keras.averaging import WeightAverage
@@ -26,16 +26,16 @@ from wbc_keras.balance import class_weights
 from wbc_keras.cells import Cells
 from wbc_keras.classifier import set_trainable
 from wbc_keras.config import Config, TrainConfig
-from wbc_keras.errors import RunError
+from wbc_keras.devices import Devices
+from wbc_keras.drawing import count_steps, is_mixed
+from wbc_keras.feeds import TrainingFeed, augmented
 from wbc_keras.losses import MacroF1, build_loss
-from wbc_keras.pipeline import count_steps, make_batches, make_training_batches
 from wbc_keras.progress import keras_verbosity
+from wbc_keras.training_state import HISTORY, TrainingState
 
 logger = logging.getLogger(__name__)
 
 _MONITOR = "val_macro_f1"
-_HISTORY = ["epoch", "phase", "learning_rate", "loss", "accuracy", "macro_f1"]
-_HISTORY += ["val_loss", "val_accuracy", "val_macro_f1", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -73,43 +73,54 @@ def fit(
     validation: LabelledCells,
     config: Config,
     folder: Path,
-    jit_compile: bool,
+    devices: Devices,
 ) -> pd.DataFrame:
     """Train ``model`` and leave its best epoch by validation macro F1 in ``folder/model.keras``.
 
-    A state of an earlier, interrupted call in ``folder`` is continued from its last whole epoch.
+    A state of an earlier, interrupted call in ``folder`` is continued from its last whole epoch,
+    whatever the number of devices was. Of several processes only the first reads and writes
+    ``folder``. Under JAX the model is trained behind its augmentation (`feeds`).
 
     Returns:
         the history, one row an epoch, as in ``history.csv``.
     """
-    state = TrainingState(folder / "training_state.npz")
+    state = TrainingState(folder / "training_state.npz", hosts=devices.hosts)
+    trainee = augmented(model, config.augment) if _on_jax() else model
     for phase in plan_phases(config.train):
         set_trainable(model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm)
         _compile(
-            model,
+            trainee,
             phase,
             config=config,
             counts=np.bincount(train.labels, minlength=model.output_shape[-1]),
             steps=count_steps(len(train.cells), config.train.batch_size),
-            jit_compile=jit_compile,
+            jit_compile=devices.jit_compile,
         )
         average = WeightAverage(model, config.train.ema_decay)
-        state.restore(model, phase.name, average)
+        state.restore(trainee, phase.name, average)
         stopped = should_stop(state.history, phase=phase.name, patience=config.train.patience)
         if state.last_epoch + 1 >= phase.epochs.stop or stopped:
             continue
-        _fit_phase(
+        keeper = EpochKeeper(
             model,
+            phase=phase.name,
+            folder=folder,
+            state=state,
+            average=average,
+            patience=config.train.patience,
+        )
+        _fit_phase(
+            trainee,
             phase,
             train=train,
             validation=validation,
             config=config,
-            folder=folder,
-            state=state,
-            average=average,
+            devices=devices,
+            keeper=keeper,
         )
     # A kill may have come between the last state and this file.
-    write_history(folder, state)
+    if devices.hosts.is_first:
+        write_history(folder, state)
     return state.history_table()
 
 
@@ -124,58 +135,12 @@ def should_stop(history: list[dict[str, Any]], *, phase: str, patience: int) -> 
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
-class TrainingState:
-    """All that a killed run needs to go on: one file, replaced whole after each epoch."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.history: list[dict[str, Any]] = []
-        if path.exists():
-            self.history = self._read()[0]["history"]
-
-    def save(self, model: keras.Model, row: dict[str, Any], average: WeightAverage) -> None:
-        """Add the epoch's history row and write weights, averages, optimizer and seeds with it."""
-        self.history.append(row)
-        variables = _state_variables(model) + average.variables
-        arrays: dict[str, Any] = {f"v{i}": _to_numpy(v) for i, v in enumerate(variables)}
-        about = json.dumps({"history": self.history})
-        with runs.replacing(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, about=np.array(about), **arrays)
-
-    @property
-    def last_epoch(self) -> int:
-        """The last epoch done, or -1. Early stopping leaves gaps: not the number of rows."""
-        return int(self.history[-1]["epoch"]) if self.history else -1
-
-    def restore(self, model: keras.Model, phase: str, average: WeightAverage) -> None:
-        """Load the state if it is of this phase: the optimizer's variables differ by phase."""
-        if self.history and self.history[-1]["phase"] == phase:
-            variables = _state_variables(model) + average.variables
-            for variable, array in zip(variables, self._read()[1], strict=True):
-                variable.assign(array)
-
-    def history_table(self) -> pd.DataFrame:
-        """Return the history as it stands in ``history.csv``."""
-        return pd.DataFrame(self.history, columns=_HISTORY)
-
-    def _read(self) -> tuple[dict[str, Any], list[np.ndarray]]:
-        try:
-            # Opened here: NumPy leaves a file that it cannot read open.
-            with self.path.open("rb") as stream, np.load(stream) as file:
-                about = json.loads(str(file["about"]))
-                return about, [file[f"v{i}"] for i in range(len(file.files) - 1)]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise RunError(
-                f"{self.path}: cannot be read, so the run cannot go on ({error}); "
-                "start again with another --output"
-            ) from error
-
-
 class EpochKeeper(keras.callbacks.Callback):
     """After each epoch: keep the best model, the state and the history, and stop in time."""
 
     def __init__(
         self,
+        network: keras.Model,
         *,
         phase: str,
         folder: Path,
@@ -184,6 +149,7 @@ class EpochKeeper(keras.callbacks.Callback):
         patience: int,
     ) -> None:
         super().__init__()
+        self.network = network
         self.phase = phase
         self.folder = folder
         self.state = state
@@ -202,10 +168,13 @@ class EpochKeeper(keras.callbacks.Callback):
         best = max((old[_MONITOR] for old in self.state.history), default=-1.0)
         # Before the state: a kill between the two repeats the epoch and writes the same model.
         if row[_MONITOR] > best:
+            # On all processes, or those that swap would wait for those that do not.
             with self.average.applied():
-                save_model(self.model, self.folder / "model.keras")
-        self.state.save(self.model, {name: row[name] for name in _HISTORY}, self.average)
-        write_history(self.folder, self.state)
+                if self.state.hosts.is_first:
+                    save_model(self.network, self.folder / "model.keras")
+        self.state.save(self.model, {name: row[name] for name in HISTORY}, self.average)
+        if self.state.hosts.is_first:
+            write_history(self.folder, self.state)
         if should_stop(self.state.history, phase=self.phase, patience=self.patience):
             logger.info("no better %s for %d epochs: stopping", _MONITOR, self.patience)
             self.model.stop_training = True
@@ -243,7 +212,7 @@ def _compile(
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
     accuracy: Any = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    if _is_mixed(config):
+    if is_mixed(config.augment):
         accuracy = keras.metrics.CategoricalAccuracy(name="accuracy")
     metrics = [accuracy, MacroF1(len(counts))]
     loss = build_loss(config.loss, counts)
@@ -257,52 +226,91 @@ def _fit_phase(
     train: LabelledCells,
     validation: LabelledCells,
     config: Config,
-    folder: Path,
-    state: TrainingState,
-    average: WeightAverage,
+    devices: Devices,
+    keeper: EpochKeeper,
 ) -> None:
-    settings, mixed = config.train, _is_mixed(config)
-    first = max(phase.epochs.start, state.last_epoch + 1)
+    settings, classes = config.train, model.output_shape[-1]
+    first = max(phase.epochs.start, keeper.state.last_epoch + 1)
 
     def targets(labels: np.ndarray) -> np.ndarray:
         # A mixture of two cells is of two classes, and metrics want one form throughout.
-        return np.eye(model.output_shape[-1], dtype=np.float32)[labels] if mixed else labels
+        one_hot = is_mixed(config.augment)
+        return np.eye(classes, dtype=np.float32)[labels] if one_hot else labels
 
-    batches = make_training_batches(
-        train.cells,
-        targets(train.labels),
-        cell_weights(train.labels, config=config, classes=model.output_shape[-1]),
-        augment=config.augment,
-        weights_from=_first_weighted_epoch(config),
-        sampling_balance=settings.sampling_balance,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        epochs=range(first, phase.epochs.stop),
-    )
-    keeper = EpochKeeper(
-        phase=phase.name,
-        folder=folder,
-        state=state,
-        average=average,
-        patience=settings.patience,
-    )
-    board = keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
+    drawing = {
+        "augment": config.augment,
+        "weights_from": _first_weighted_epoch(config),
+        "sampling_balance": settings.sampling_balance,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "epochs": range(first, phase.epochs.stop),
+    }
+    weights = cell_weights(train.labels, config=config, classes=classes)
+    callbacks: list[keras.callbacks.Callback] = [keeper.average, keeper]
+    validation_data = None
+    if _on_jax():
+        batches = TrainingFeed(
+            train.cells, targets(train.labels), weights, hosts=devices.hosts, **drawing
+        )
+    else:
+        from wbc_keras.pipeline import make_batches, make_training_batches
+
+        batches = make_training_batches(train.cells, targets(train.labels), weights, **drawing)
+        board = keras.callbacks.TensorBoard(keeper.folder / "tensorboard", write_graph=False)
+        callbacks.append(board)
+        validation_data = make_batches(
+            validation.cells, targets(validation.labels), batch_size=settings.batch_size
+        )
+    if _on_jax() or devices.count > 1:
+        # Keras would ask for batches that the devices can share, and count what fills them up.
+        validation_data = None
+        loss = build_loss(config.loss, np.bincount(train.labels, minlength=classes))
+        ask = devices.answerer(keeper.network, settings.batch_size)
+        callbacks.insert(0, Validation(validation, ask, loss=loss, average=keeper.average))
     model.fit(
         batches,
         initial_epoch=first,
         epochs=phase.epochs.stop,
         steps_per_epoch=count_steps(len(train.cells), settings.batch_size),
         shuffle=False,  # the dataset is shuffled already
-        validation_data=make_batches(
-            validation.cells, targets(validation.labels), batch_size=settings.batch_size
-        ),
-        callbacks=[average, keeper, board],
-        verbose=keras_verbosity(),
+        validation_data=validation_data,
+        callbacks=callbacks,
+        verbose=keras_verbosity() if devices.hosts.is_first else 0,
     )
 
 
-def _is_mixed(config: Config) -> bool:
-    return config.augment.mixup > 0 or config.augment.cutmix > 0
+class Validation(keras.callbacks.Callback):
+    """After each epoch: what `fit` says of validation cells, each of them counted once."""
+
+    def __init__(
+        self,
+        cells: LabelledCells,
+        ask: Callable[[Cells], np.ndarray],
+        *,
+        loss: keras.losses.Loss,
+        average: WeightAverage,
+    ) -> None:
+        super().__init__()
+        self.cells = cells
+        self.ask = ask
+        self.loss = loss
+        self.average = average
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        with self.average.applied():
+            logits = self.ask(self.cells.cells)
+        labels, answers = self.cells.labels, logits.argmax(axis=1)
+        figures = {
+            "loss": float(keras.ops.convert_to_numpy(self.loss(labels, logits))),
+            "accuracy": float(np.mean(labels == answers)),
+            "macro_f1": f1_score(labels, answers, labels=np.unique(labels), average="macro"),
+        }
+        assert logs is not None
+        logs.update({f"val_{name}": value for name, value in figures.items()})
+
+
+def _on_jax() -> bool:
+    return bool(keras.backend.backend() == "jax")
 
 
 def _first_weighted_epoch(config: Config) -> int:
@@ -321,14 +329,3 @@ def cell_weights(labels: np.ndarray, *, config: Config, classes: int) -> np.ndar
     loss = config.loss
     by_class = class_weights(counts, method=loss.class_weight, beta=loss.beta, cap=loss.cap)
     return by_class[labels].astype(np.float32)
-
-
-def _state_variables(model: keras.Model) -> list[Any]:
-    """Weights, seed generators and optimizer; metrics start anew with each epoch."""
-    metrics = {id(variable) for variable in model.metrics_variables}
-    own = [variable for variable in model.variables if id(variable) not in metrics]
-    return own + list(model.optimizer.variables)
-
-
-def _to_numpy(variable: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable))

@@ -22,17 +22,20 @@ import itertools
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import tensorflow as tf
 
 from wbc_keras.commands import silent_stderr
 from wbc_keras.errors import DataError
 from wbc_keras.headers import Header, HeaderError, as_stored, read_header
+
+# Loaded when a picture is decoded: training on packed cells does without it.
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _DECODED_BY_TENSORFLOW = ("JPEG", "PNG")
 _PART = 4096
@@ -67,6 +70,8 @@ def decode(image_bytes: tf.Tensor) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: the bytes are damaged, truncated or of another format.
     """
+    import tensorflow as tf
+
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     return image
@@ -214,6 +219,8 @@ def _find_jpeg_damage(encoded: bytes) -> str:
 
 
 def _decode_jpeg_or_png(encoded: bytes) -> npt.NDArray[np.uint8] | None:
+    import tensorflow as tf
+
     try:
         return np.asarray(decode(tf.constant(encoded)).numpy(), np.uint8)
     except tf.errors.OpError:

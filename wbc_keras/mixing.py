@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -49,7 +50,55 @@ def mix(images: Any, targets: Any, weights: Any, mixing: Any) -> tuple[Any, Any,
     Returns:
         the three, mixed.
     """
-    height, width = images.shape[1:3]
+    mask = _make_masks(mixing, *images.shape[1:3])
+    partner = ops.mean(mask, axis=(1, 2))
+    return (
+        _blend(images, mask[..., None]),
+        _blend(targets, partner[:, None]),
+        _blend(weights, partner),
+    )
+
+
+def mix_targets(
+    targets: np.ndarray, weights: np.ndarray, mixing: np.ndarray, *, image_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mix targets and weights in NumPy, as `mix` does; their images are left to `MixImages`.
+
+    Args:
+        targets: float32 ``(batch, classes)``.
+        weights: float32 ``(batch,)``.
+        mixing: rows of `draw_mixing`.
+        image_size: height and width of the images.
+    """
+    share, cut, center_y, center_x = mixing.T[:, :, np.newaxis]
+    side = np.sqrt(share) / 2
+    covered = 1.0
+    for center, pixels in zip((center_y, center_x), image_size, strict=True):
+        places = (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
+        covered = covered * np.mean(np.abs(places - center) < side, axis=1, keepdims=True)
+    partner = cut * covered + (1 - cut) * share
+    mixed = targets * (1 - partner) + targets[::-1] * partner
+    one = partner[:, 0]
+    return mixed.astype(np.float32), (weights * (1 - one) + weights[::-1] * one).astype(np.float32)
+
+
+@keras.saving.register_keras_serializable("wbc_keras")
+class MixImages(keras.layers.Layer):
+    """The part of `mix` that is done on the device: images ``(batch, h, w, 3)`` by their draws."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(**kwargs)
+
+    def call(self, images: Any, mixing: Any) -> Any:
+        return _blend(images, _make_masks(mixing, *images.shape[1:3])[..., None])
+
+    def compute_output_shape(self, images_shape: Any, mixing_shape: Any = None) -> Any:
+        return images_shape
+
+
+def _make_masks(mixing: Any, height: int, width: int) -> Any:
+    """Return how much of each pixel is the partner's, ``(batch, height, width)``."""
     share, cut, center_y, center_x = (column[:, None] for column in ops.unstack(mixing, 4, axis=1))
     side = ops.sqrt(share) / 2
     rows = (ops.arange(height, dtype="float32") + 0.5) / height
@@ -57,14 +106,8 @@ def mix(images: Any, targets: Any, weights: Any, mixing: Any) -> tuple[Any, Any,
     inside_y = ops.cast(ops.abs(rows - center_y) < side, "float32")[:, :, None]
     inside_x = ops.cast(ops.abs(columns - center_x) < side, "float32")[:, None, :]
     cut, share = cut[:, :, None], share[:, :, None]
-    mask = cut * inside_y * inside_x + (1 - cut) * share
-    partner = ops.mean(mask, axis=(1, 2))
-    mixed = [
-        part * (1 - amount) + ops.flip(part, axis=0) * amount
-        for part, amount in (
-            (images, mask[..., None]),
-            (targets, partner[:, None]),
-            (weights, partner),
-        )
-    ]
-    return mixed[0], mixed[1], mixed[2]
+    return cut * inside_y * inside_x + (1 - cut) * share
+
+
+def _blend(part: Any, amount: Any) -> Any:
+    return part * (1 - amount) + ops.flip(part, axis=0) * amount

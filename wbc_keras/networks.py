@@ -11,7 +11,7 @@ import numpy as np
 from wbc_keras import runs
 from wbc_keras.cells import Cells
 from wbc_keras.errors import RunError
-from wbc_keras.pipeline import make_batches
+from wbc_keras.feeds import predict_all
 
 _BATCH = 64
 
@@ -40,8 +40,7 @@ def load_network(run: runs.Run) -> keras.Model:
 
 def ask(network: keras.Model, cells: Cells) -> Answers:
     """Put cropped cells through a network of `load_network`, which compiles once."""
-    batches = make_batches(cells, batch_size=_BATCH)
-    logits, features = network.predict(batches, verbose=0)
+    logits, features = predict_all(network, cells, batch_size=_BATCH)
     return Answers(logits, np.asarray(features, np.float32))
 
 

@@ -1,5 +1,6 @@
 """Find and crop the cells beforehand: ``python -m wbc_keras.prepare --config FILE --data PATH``.
 
+``--output FOLDER`` packs them too, for training where neither pictures nor TensorFlow are.
 ``--list`` shows what is kept in the cache, ``--remove-unused DAYS`` removes what no run has used.
 """
 
@@ -30,6 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Find and crop the cells of a source beforehand, once for all runs that need them.",
     )
     add_settings(parser, required=False)
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="also pack cells and table into a folder of their own, a --data for training without "
+        "the pictures, and without TensorFlow",
+    )
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument(
         "--list", action="store_true", help="show what is kept: size, last use, source"
@@ -43,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     action: Callable[[argparse.Namespace], None] = _prepare
     if arguments.list or arguments.remove_unused is not None:
-        if arguments.config or arguments.data or arguments.set:
-            parser.error("--list and --remove-unused stand alone, without --config, --data, --set")
+        if arguments.config or arguments.data or arguments.set or arguments.output:
+            parser.error(
+                "--list and --remove-unused stand alone, without --config, --data, --set, --output"
+            )
         action = _list if arguments.list else _remove_unused
     elif not arguments.config:
         parser.error("the following arguments are required: --config")
@@ -97,6 +106,17 @@ def _prepare(arguments: argparse.Namespace) -> None:
             f"{describe_bad(bad.values())}; training will not start with them: mend or remove "
             "them, or leave them out with --set data.bad_images=skip"
         )
+    if arguments.output:
+        _pack(config, manifest, prepared, Path(arguments.output))
+
+
+def _pack(config: Config, manifest: Manifest, prepared: Prepared, folder: Path) -> None:
+    from wbc_keras.packing import pack
+
+    if manifest.packed:
+        raise DataError(f"{manifest.packed}: is packed already; copy the folder")
+    pack(manifest, prepared, folder, roi=config.roi, image_size=config.data.image_size)
+    print(f"packed {folder}; it is a --data for training")
 
 
 def prepare_cells(config: Config) -> tuple[Manifest, Prepared]:

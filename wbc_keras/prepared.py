@@ -3,6 +3,8 @@
 A store is a folder of the cache, named by a hash of all that decides what is in it::
 
     prepared/<hash>/  images.bin  boxes.npy  found.npy  about.json
+
+Packed cells, see `packing`, are a store that stands by itself.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
-from wbc_keras import cells, headers, images, localize, stain
+from wbc_keras import cells, headers, images
 from wbc_keras.cache import cache_dir, hash_files, materialise
 from wbc_keras.cells import CHUNK, Cells, StoredImages, iter_chunks
 from wbc_keras.config import RoiConfig
 from wbc_keras.errors import DataError
 from wbc_keras.images import BadImage, describe_bad
 from wbc_keras.manifest import Manifest
+from wbc_keras.manifest.packed import mend_packed
 from wbc_keras.progress import show_progress
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,12 @@ class Prepared:
         rows = zip(files, self._rows_of(files).tolist(), strict=True)
         return {file: self.bad[row] for file, row in rows if row in self.bad}
 
+    def fingerprint(self) -> str:
+        """Return what is equal for equal crops of equal files, from their checksums."""
+        about = _read_about(self.folder)
+        parts = [about["bad"], [about["tables"][name] for name in _TABLES], about["checksums"]]
+        return json.dumps([*parts, self.image_size])
+
     def _rows_of(self, files: pd.Series[str]) -> np.ndarray:
         rows = self.files.get_indexer(pd.Index(files))
         if (rows < 0).any():
@@ -96,8 +104,45 @@ def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) 
         image_size: height and width of the crops.
 
     Raises:
-        DataError: the cache cannot be written or its disk has too little room.
+        DataError: the cache cannot be written or its disk has too little room, TensorFlow is
+            needed and not there, or packed cells are damaged or were cropped in another way.
     """
+    folder = manifest.packed
+    if folder:
+        _require_packed(folder, len(manifest.table), roi=roi, image_size=image_size)
+    else:
+        folder = _make(manifest, roi=roi, image_size=image_size)
+    files = manifest.table["file"]
+    return Prepared(
+        folder,
+        pd.Index(files),
+        {
+            row: BadImage(manifest.root / files.iloc[row], reason)
+            for row, reason in _read_about(folder)["bad"]
+        },
+        image_size=image_size,
+        boxes=np.load(folder / "boxes.npy"),
+        found=np.load(folder / "found.npy"),
+    )
+
+
+def describe_cropping(roi: RoiConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return what decides how crops look, as ``about.json`` of packed cells has it."""
+    return {"roi": dataclasses.asdict(roi), "image_size": list(image_size)}
+
+
+def _make(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) -> Path:
+    """Return the store of a source in the cache."""
+    try:
+        import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{manifest.root}: finding and cropping cells needs TensorFlow, which is not installed "
+            "here; pack them where it is, python -m wbc_keras.prepare --config FILE --data PATH "
+            "--output FOLDER, and give that folder as --data"
+        ) from error
+    from wbc_keras import localize, stain
+
     key = hash_files(
         manifest.root,
         manifest.table["file"],
@@ -111,18 +156,22 @@ def prepare(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) 
         lambda target: _write(target, manifest, roi=roi, image_size=image_size),
         is_whole=lambda path: _is_whole(path, shape),
     )
-    files = manifest.table["file"]
-    return Prepared(
-        folder,
-        pd.Index(files),
-        {
-            row: BadImage(manifest.root / files.iloc[row], reason)
-            for row, reason in _read_about(folder)["bad"]
-        },
-        image_size=image_size,
-        boxes=np.load(folder / "boxes.npy"),
-        found=np.load(folder / "found.npy"),
-    )
+    return folder
+
+
+def _require_packed(
+    folder: Path, count: int, *, roi: RoiConfig, image_size: tuple[int, int]
+) -> None:
+    if faults := _find_faults(folder, (count, *image_size, 3)):
+        raise DataError(f"{folder}: is damaged ({', '.join(faults)}); {mend_packed()}")
+    had, wanted = _read_about(folder)["cropping"], describe_cropping(roi, image_size)
+    if differing := [name for name, value in wanted.items() if had.get(name) != value]:
+        names = {"roi": "roi", "image_size": "data.image_size"}
+        raise DataError(
+            f"{folder}: its cells were cropped with another "
+            f"{' and '.join(names[name] for name in differing)} than the settings': {had}; "
+            f"change the settings, or {mend_packed()}"
+        )
 
 
 # Writing
@@ -172,15 +221,19 @@ def _is_whole(folder: Path, shape: tuple[int, ...]) -> bool:
     """Tell whether a store is there and holds what was written; a damaged one is told of."""
     if not folder.is_dir():
         return False
-    try:
-        about = _read_about(folder)
-        faults = [name for name, crc in about["tables"].items() if _crc(folder / name) != crc]
-        faults += [] if _holds(folder / _IMAGES, shape, about["checksums"]) else [_IMAGES]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        faults = [f"about.json ({error})"]
+    faults = _find_faults(folder, shape)
     if faults:
         logger.warning("%s: is damaged (%s) and is made anew", folder, ", ".join(faults))
     return not faults
+
+
+def _find_faults(folder: Path, shape: tuple[int, ...]) -> list[str]:
+    try:
+        about = _read_about(folder)
+        faults = [name for name, crc in about["tables"].items() if _crc(folder / name) != crc]
+        return faults + ([] if _holds(folder / _IMAGES, shape, about["checksums"]) else [_IMAGES])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"about.json ({error})"]
 
 
 def _holds(path: Path, shape: tuple[int, ...], checksums: Sequence[int]) -> bool:

@@ -30,7 +30,15 @@ logger = logging.getLogger(__name__)
 # Run folders that come with a checkout of the project; each is known by its folder's name.
 SHIPPED = Path(__file__).resolve().parents[1] / "artifacts" / "models"
 
-_PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "scikit-learn", "pandas")
+_PACKAGES = (
+    "tensorflow",
+    "jax",
+    "keras",
+    "numpy",
+    "opencv-python-headless",
+    "scikit-learn",
+    "pandas",
+)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from wbc_keras.errors import RunError, WbcError
 from wbc_keras.study_plan import Cell
 
 if TYPE_CHECKING:
-    from wbc_keras.train import DataPlan
+    from wbc_keras.data_plan import DataPlan
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def check_cells(cells: Sequence[Cell], folder: Path) -> tuple[list[str], list[st
         what is wrong, and what is noted of the data, one sentence each.
     """
     from wbc_keras.commands import load_tensorflow
-    from wbc_keras.train import plan_data
+    from wbc_keras.data_plan import plan_data
 
     load_tensorflow()
     faults: list[str] = []

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wbc_keras import runs
-from wbc_keras.commands import add_settings, load_tensorflow, make_parser, run_action
-from wbc_keras.config import Config, TrainConfig, dump_config, load_config
-from wbc_keras.errors import DataError, RunError
+from wbc_keras.commands import add_settings, load_backend, make_parser, run_action
+from wbc_keras.config import Config, dump_config, load_config
+from wbc_keras.errors import ConfigError, RunError
+from wbc_keras.hosts import ALONE, Hosts, Place, find_place, join
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
-    import pandas as pd
 
     from wbc_keras.cells import Cells
-    from wbc_keras.fitting import LabelledCells
-    from wbc_keras.images import BadImage
-    from wbc_keras.manifest import Manifest
-    from wbc_keras.prepared import Prepared
+    from wbc_keras.data_plan import DataPlan
+    from wbc_keras.devices import Devices
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +52,8 @@ def _action(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         dry_run=arguments.dry_run,
     )
+    if (place := find_place(os.environ)) and place.index:
+        return  # the first process tells
     if arguments.dry_run:
         print("dry run: everything is in place, nothing was trained, no run folder was written")
         return
@@ -80,30 +80,73 @@ def train(
         resume: go on from the last finished epoch; ends with the weights of an uninterrupted run.
         dry_run: check settings, data, pictures and network, then stop without a run folder.
 
+    Where the environment says that this is one of several processes (`hosts.find_place`), they
+    train one network together, each with its share of every batch, and the first writes.
+
     Raises:
-        WbcError: a mistake in settings, data or folders, before anything is trained.
+        WbcError: a mistake in settings, data or folders, before anything is trained; or another
+            process has ended.
     """
     config = config.with_source(data)
     folder = Path(output) if output is not None else Path("artifacts") / config.name
-    if resume:
-        if not dry_run:
-            runs.remove_leftovers(folder, _FILES)
-        _require_same_config(folder, config)
-        if _is_finished(folder):
-            logger.info("%s: is finished already, nothing to resume", folder)
-            return folder
-    else:
-        runs.require_empty(folder)
-    # TensorFlow takes seconds to load: only now, when the settings are known to be right.
-    load_tensorflow()
-    _run_in_order()
-    from wbc_keras.backbones import check_weights
+    place = find_place(os.environ)
+    if place is None:
+        return _train(config, folder, ALONE, resume=resume, dry_run=dry_run)
+    _require_jax(place)
+    with join(place, timeout=config.train.hosts_timeout) as hosts:
+        return _train(config, folder, hosts, resume=resume, dry_run=dry_run)
 
-    check_weights(config.model)
-    plan = plan_data(config)
-    if resume:
-        _require_same_splits(folder, plan)
-    return train_planned(config, plan, folder=folder, dry_run=dry_run)
+
+def _train(config: Config, folder: Path, hosts: Hosts, *, resume: bool, dry_run: bool) -> Path:
+    if hosts.on_first(lambda: _open_folder(folder, config, resume=resume, dry_run=dry_run)):
+        return folder
+    # TensorFlow takes seconds to load: only now, when the settings are known to be right.
+    load_backend()
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        _run_in_order()
+    from wbc_keras.backbones import check_weights
+    from wbc_keras.data_plan import plan_data
+
+    def plan_here() -> DataPlan:
+        check_weights(config.model)
+        plan = plan_data(config)
+        if resume and hosts.is_first:
+            _require_same_splits(folder, plan)
+        return plan
+
+    plan = hosts.everywhere(plan_here)
+    # Pictures may lie elsewhere on each host, but must be the same.
+    settings = dataclasses.replace(config, data=dataclasses.replace(config.data, source=None))
+    versions = runs.describe_environment()["packages"]
+    hosts.require_equal(config=settings, cells=plan.fingerprint(), versions=versions)
+    return train_planned(config, plan, folder=folder, hosts=hosts, dry_run=dry_run)
+
+
+def _require_jax(place: Place) -> None:
+    load_backend()
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise ConfigError(
+            f"{place.count} processes are asked for by the environment (KERAS_DISTRIBUTION_...), "
+            "and only JAX trains on several: set KERAS_BACKEND=jax, or unset those variables"
+        )
+
+
+def _open_folder(folder: Path, config: Config, *, resume: bool, dry_run: bool) -> bool:
+    """Check that the run folder can be begun, or gone on with; tell whether it is finished."""
+    if not resume:
+        runs.require_empty(folder)
+        return False
+    if not dry_run:
+        runs.remove_leftovers(folder, _FILES)
+    _require_same_config(folder, config)
+    if _is_finished(folder):
+        logger.info("%s: is finished already, nothing to resume", folder)
+        return True
+    return False
 
 
 def _run_in_order() -> None:
@@ -120,90 +163,14 @@ def _run_in_order() -> None:
         logger.info("TensorFlow is running already: a resumed run may differ in the last bits")
 
 
-@dataclass(frozen=True)
-class DataPlan:
-    """The readable, labelled cells with their splits; bad pictures apart."""
-
-    manifest: Manifest
-    prepared: Prepared
-    assignment: np.ndarray
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...]
-    bad: tuple[BadImage, ...]
-
-    def labels(self) -> np.ndarray:
-        """Return int32 ``(n,)``, indices into ``class_names``."""
-        index = {name: i for i, name in enumerate(self.class_names)}
-        return self.manifest.table["label"].map(index).to_numpy("int32")
-
-    def load(self, split: str, *, at_most: int | None = None) -> LabelledCells:
-        """Return the cells of a split, or some of each class; their pictures stay on disk."""
-        import numpy as np
-
-        from wbc_keras.fitting import LabelledCells
-        from wbc_keras.novelty import spread_over_classes
-
-        labels, chosen = self.labels(), np.flatnonzero(self.assignment == split)
-        if at_most is not None:
-            chosen = chosen[spread_over_classes(labels[chosen], at_most)]
-        cells = self.prepared.take(self.manifest.table["file"].iloc[chosen])
-        return LabelledCells(cells, labels[chosen])
-
-
-def plan_data(config: Config) -> DataPlan:
-    """Read the manifest, find the cell in every picture, and split; copies stay together.
-
-    Raises:
-        DataError: what is wrong with the source; all bad pictures are named together.
-    """
-    from wbc_keras.checks import screen
-    from wbc_keras.images import describe_bad
-    from wbc_keras.manifest import read_manifest
-    from wbc_keras.prepared import prepare
-    from wbc_keras.splits import make_splits
-
-    settings, split = config.data, config.split
-    assert settings.source is not None  # `train` has seen to it
-    source = read_manifest(
-        settings.source, label_column=settings.label_column, synthetic=settings.synthetic
-    )
-    manifest = source.without_labels(settings.exclude_labels)
-    prepared = prepare(source, roi=config.roi, image_size=settings.image_size)
-    bad = prepared.bad_among(manifest.table["file"])
-    if bad and settings.bad_images == "error":
-        raise DataError(
-            f"{describe_bad(list(bad.values()))}; mend or remove them, or leave them out with "
-            "--set data.bad_images=skip"
-        )
-    manifest = manifest.select(~manifest.table["file"].isin(list(bad)).to_numpy())
-    names = manifest.class_names()
-    if len(names) < 2:
-        raise DataError(
-            f"{settings.source}: a classifier needs at least two classes. Received: {names}; "
-            "sort the pictures into one folder a class, or check data.exclude_labels"
-        )
-    screening = screen(manifest, near_duplicates=settings.near_duplicates)
-    k, folds = split.fold_of or (None, 5)
-    splits = make_splits(
-        manifest.table,
-        validation=split.validation,
-        test=split.test,
-        fold=k,
-        folds=folds,
-        seed=split.seed,
-        units=screening.units,
-    )
-    return DataPlan(
-        manifest,
-        prepared,
-        splits.assignment,
-        tuple(names),
-        notes=(*splits.notes, *screening.notes),
-        bad=tuple(bad.values()),
-    )
-
-
-def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool = False) -> Path:
+def train_planned(
+    config: Config,
+    plan: DataPlan,
+    *,
+    folder: Path,
+    hosts: Hosts = ALONE,
+    dry_run: bool = False,
+) -> Path:
     """Build the network and train it on planned cells; a dry run stops when it is built.
 
     Raises:
@@ -213,38 +180,44 @@ def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool
     import numpy as np
 
     from wbc_keras.classifier import build_classifier
+    from wbc_keras.devices import find_devices
     from wbc_keras.fitting import fit
     from wbc_keras.losses import build_loss
 
-    device, precision, jit_compile = choose_device(config.train)
+    train_labels = plan.labels()[plan.assignment == "train"]
+    devices = find_devices(config.train)
+    devices.require_shares(config.train.batch_size, len(train_labels))
     keras.utils.set_random_seed(config.train.seed)
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(devices.precision)
     try:
-        model = build_classifier(
-            config.model, num_classes=len(plan.class_names), image_size=config.data.image_size
-        )
-        _print_banner(config, plan, model=model, device=device, folder=folder)
-        # Now, before the folder is written: loss.alpha may not fit the classes.
-        train_labels = plan.labels()[plan.assignment == "train"]
-        build_loss(config.loss, np.bincount(train_labels, minlength=len(plan.class_names)))
-        if dry_run:
-            return folder
-        _write_plan(config, plan, folder)
-        train_cells, validation_cells = plan.load("train"), plan.load("validation")
-        _print_found(config.roi.mode, train_cells.cells, validation_cells.cells)
-        fit(
-            model,
-            train=train_cells,
-            validation=validation_cells,
-            config=config,
-            folder=folder,
-            jit_compile=jit_compile,
-        )
+        with devices.scope():
+            model = build_classifier(
+                config.model, num_classes=len(plan.class_names), image_size=config.data.image_size
+            )
+            # Now, before the folder is written: loss.alpha may not fit the classes.
+            build_loss(config.loss, np.bincount(train_labels, minlength=len(plan.class_names)))
+            if hosts.is_first:
+                _print_banner(config, plan, model=model, devices=devices, folder=folder)
+            if dry_run:
+                return folder
+            hosts.on_first(lambda: _write_plan(config, plan, folder))
+            train_cells, validation_cells = plan.load("train"), plan.load("validation")
+            if hosts.is_first:
+                _print_found(config.roi.mode, train_cells.cells, validation_cells.cells)
+            fit(
+                model,
+                train=train_cells,
+                validation=validation_cells,
+                config=config,
+                folder=folder,
+                devices=devices,
+            )
     finally:
         keras.config.set_dtype_policy("float32")
-    _decide(runs.Run(folder, config, plan.class_names), plan)
-    # Last: its absence, beside a history, says that the run is finished.
-    (folder / "training_state.npz").unlink(missing_ok=True)
+    if hosts.is_first:
+        _decide(runs.Run(folder, config, plan.class_names), plan)
+        # Last: its absence, beside a history, says that the run is finished.
+        (folder / "training_state.npz").unlink(missing_ok=True)
     return folder
 
 
@@ -270,21 +243,6 @@ def _decide(run: runs.Run, plan: DataPlan) -> None:
     )
 
 
-def choose_device(settings: TrainConfig) -> tuple[str, str, bool]:
-    """Return device name, dtype policy and whether XLA compiles the step.
-
-    Measured on CPUs: bfloat16 and XLA both train slower there, so `auto` uses them on a GPU only.
-    """
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    policy = settings.precision
-    if policy == "auto":
-        policy = "mixed_bfloat16" if gpus else "float32"
-    jit = bool(gpus) if settings.jit_compile == "auto" else settings.jit_compile
-    return (f"{len(gpus)} GPU" if gpus else "CPU"), policy, jit
-
-
 def _is_finished(folder: Path) -> bool:
     return (folder / "history.csv").exists() and not (folder / "training_state.npz").exists()
 
@@ -307,20 +265,14 @@ def _require_same_splits(folder: Path, plan: DataPlan) -> None:
     from wbc_keras.splits import read_splits
 
     path = folder / "splits.csv"
-    if path.exists() and not read_splits(path).equals(_split_table(plan)):
+    if path.exists() and not read_splits(path).equals(plan.table()):
         raise RunError(
             f"{path}: the data has changed since the run was started; "
             "restore it, or start again with another --output"
         )
 
 
-def _split_table(plan: DataPlan) -> pd.DataFrame:
-    from wbc_keras.manifest import COLUMNS
-
-    return plan.manifest.table[list(COLUMNS)].assign(split=plan.assignment)
-
-
-def _write_plan(config: Config, plan: DataPlan, folder: Path) -> None:
+def _write_plan(config: Config, plan: DataPlan, folder: Path) -> bool:
     from wbc_keras.labels import abnormal_classes
     from wbc_keras.splits import write_splits
 
@@ -334,17 +286,17 @@ def _write_plan(config: Config, plan: DataPlan, folder: Path) -> None:
     if plan.bad:
         rows = "".join(f"{image}\n" for image in plan.bad)
         runs.write_text(folder / "bad_images.txt", rows)
+    return True
 
 
 def _print_banner(
-    config: Config, plan: DataPlan, *, model: keras.Model, device: str, folder: Path
+    config: Config, plan: DataPlan, *, model: keras.Model, devices: Devices, folder: Path
 ) -> None:
-    import keras
     import pandas as pd
 
     from wbc_keras.fitting import cell_weights
 
-    table = _split_table(plan)
+    table = plan.table()
     counts = pd.crosstab(table["label"], table["split"]).reindex(
         index=list(plan.class_names), columns=["train", "validation", "test"], fill_value=0
     )
@@ -367,8 +319,8 @@ def _print_banner(
         f"{model.count_params():,} parameters, {'x'.join(map(str, config.data.image_size))} px"
     )
     print(f"loss {config.loss.name}, class weights {config.loss.class_weight}")
-    policy, jit = keras.config.dtype_policy().name, choose_device(config.train)[2]
-    print(f"device {device}, {policy}, XLA {'on' if jit else 'off'}, seed {config.train.seed}")
+    xla = "on" if devices.jit_compile else "off"
+    print(f"device {devices}, {devices.precision}, XLA {xla}, seed {config.train.seed}")
     print(f"run folder {folder}", flush=True)
 
 

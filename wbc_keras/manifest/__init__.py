@@ -1,7 +1,7 @@
 """Any source of cells becomes one table: ``file,label,group,split``.
 
 Sources: a class folder, a folder with manifest.csv, a CSV, the Munich folder with annotations.dat
-(Matek et al. 2019), a MedMNIST .npz, drawn cells, the review desk's reviews.csv; for
+(Matek et al. 2019), a MedMNIST .npz, drawn cells, the review desk's reviews.csv, packed cells; for
 prediction also a flat folder or single files. Rows of a CSV are counted as a spreadsheet counts
 them: the header is row 1.
 """
@@ -18,6 +18,7 @@ from wbc_keras.manifest.drawn import read_synthetic
 from wbc_keras.manifest.folders import read_class_folder, read_files
 from wbc_keras.manifest.medmnist import BLOODMNIST_CLASSES, read_npz
 from wbc_keras.manifest.munich import read_munich
+from wbc_keras.manifest.packed import is_packed, read_packed
 from wbc_keras.manifest.reviews import is_reviews, read_reviews
 from wbc_keras.manifest.table import (
     COLUMNS,
@@ -121,6 +122,8 @@ def _require_two_classes(manifest: Manifest) -> None:
 
 
 def _read_folder(folder: Path, *, label_column: str, labelled: bool) -> Manifest:
+    if is_packed(folder):
+        return read_packed(folder)
     if (folder / MANIFEST).is_file():
         return read_csv(folder / MANIFEST, label_column=label_column, labelled=labelled)
     if (folder / MUNICH).is_file():

@@ -29,7 +29,8 @@ MUNICH = "annotations.dat"
 LEAVES = "is a link that leaves the data folder; copy the picture into it"
 ACCEPTED = (
     "a folder with one sub-folder of pictures for each class, a folder with manifest.csv, a .csv "
-    "file, the Munich folder with annotations.dat, a MedMNIST .npz file, or `synthetic`"
+    "file, the Munich folder with annotations.dat, a MedMNIST .npz file, packed cells, or "
+    "`synthetic`"
 )
 
 
@@ -43,11 +44,13 @@ class Manifest:
             group ("" none) and split ("" none, else train, validation or test). A source may have
             text columns of its own after these.
         name: a short name for results: the folder's, the file's stem, or "synthetic".
+        packed: the folder that holds the cells cropped and packed, if they are.
     """
 
     root: Path
     table: pd.DataFrame
     name: str
+    packed: Path | None = None
 
     def paths(self) -> list[Path]:
         """Return the pictures' paths, in the table's order."""

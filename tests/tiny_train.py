@@ -1,0 +1,66 @@
+"""Run as a script: `wbc_keras.train` with a network that compiles in a second.
+
+Environment: TINY_CPUS splits the processor into so many devices (TensorFlow; JAX has XLA_FLAGS),
+TINY_DUMP is a folder for the weights and the history that each process ends with.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def build(settings: Any, *, num_classes: int, image_size: tuple[int, int], **_: Any) -> Any:
+    """Return a classifier in small, its layers named as `build_classifier` names them."""
+    import keras
+
+    images = keras.Input((*image_size, 3), name="image")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="input_rule")(images)
+    x = keras.layers.Conv2D(8, 3, strides=4, name="conv")(x)
+    x = keras.layers.BatchNormalization(name="norm", momentum=0.9)(x)
+    x = keras.layers.Activation("relu", name="features")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
+    x = keras.layers.Dropout(settings.dropout, name="dropout")(x)
+    return keras.Model(images, keras.layers.Dense(num_classes, name="logits")(x))
+
+
+def dump(folder: Path, model: Any, history: Any) -> None:
+    """Write what this process ended with."""
+    index = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0")
+    columns = {name: history[name].to_numpy() for name in history if name != "phase"}
+    weights = {f"w{i}": np.asarray(weight) for i, weight in enumerate(model.get_weights())}
+    np.savez(folder / f"{index}.npz", **columns, **weights)
+
+
+def main() -> int:
+    from wbc_keras.commands import load_backend
+
+    load_backend()
+    if cpus := os.environ.get("TINY_CPUS"):
+        import tensorflow as tf
+
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        parts = [tf.config.LogicalDeviceConfiguration()] * int(cpus)
+        tf.config.set_logical_device_configuration(cpu, parts)
+    from wbc_keras import classifier, fitting
+    from wbc_keras.train import main as train
+
+    classifier.build_classifier = build
+    original = fitting.fit
+
+    def fit(model: Any, **options: Any) -> Any:
+        history = original(model, **options)
+        if folder := os.environ.get("TINY_DUMP"):
+            dump(Path(folder), model, history)
+        return history
+
+    fitting.fit = fit
+    return train(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
