@@ -140,7 +140,7 @@ def keras_steps(network: str, source: str, arguments: argparse.Namespace) -> Ite
     )
     if source == "memory":
         batch = [keras.tree.map_structure(keras.ops.convert_to_tensor, part) for part in feed[0]]
-        yield from fit_in_thread(model, Endless(tuple(batch)))
+        yield from fit_in_thread(model, same_batch(tuple(batch)))
     else:
         yield from fit_in_thread(model, feed)
 
@@ -167,7 +167,7 @@ def compile_keras(model: Any) -> None:
     model.compile(optimizer, build_loss(LossConfig(), [1] * CLASSES), jit_compile=True)
 
 
-def Endless(batch: tuple[Any, ...]) -> Any:  # noqa: N802 - stands for a class
+def same_batch(batch: tuple[Any, ...]) -> Any:
     """Return a data set that gives the same batch, which lies on the device, again and again."""
     import keras
 

@@ -74,6 +74,8 @@ OTHER_THAN_DEFAULT = {
     "train.patience": "3",
     "train.precision": "mixed_float16",
     "train.jit_compile": "true",
+    "train.devices": "2",
+    "train.hosts_timeout": "60",
 }
 
 
@@ -231,6 +233,7 @@ def test_alpha_takes_nothing_one_number_or_a_list(text, value):
         ("roi.mode=null", "nucleus | center | none"),
         ("train.precision=float64", "auto | float32 | mixed_bfloat16 | mixed_float16"),
         ("train.jit_compile=1", "auto or true or false"),
+        ("train.devices=all", "auto or a whole number"),
     ],
 )
 def test_wrong_type_is_named_with_what_was_expected_and_received(override, expected):

@@ -28,7 +28,8 @@ class WeightAverage(keras.callbacks.Callback):
         super().__init__()
         self.decay = decay
         self.pairs = [
-            (weight, keras.Variable(weight, trainable=False, dtype=weight.dtype))
+            # A copy: under JAX a training step takes the weight's own memory for its results.
+            (weight, keras.Variable(keras.ops.copy(weight), trainable=False, dtype=weight.dtype))
             for weight in (model.weights if decay else ())
             if keras.backend.is_float_dtype(weight.dtype)
         ]
