@@ -20,7 +20,8 @@ def build(settings: Any, *, num_classes: int, image_size: tuple[int, int], **_: 
 
     images = keras.Input((*image_size, 3), name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="input_rule")(images)
-    x = keras.layers.Conv2D(8, 3, strides=4, name="conv")(x)
+    # A bias before a normalisation has no gradient but rounding errors, which Adam makes steps of.
+    x = keras.layers.Conv2D(8, 3, strides=4, use_bias=False, name="conv")(x)
     x = keras.layers.BatchNormalization(name="norm", momentum=0.9)(x)
     x = keras.layers.Activation("relu", name="features")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pooling")(x)
