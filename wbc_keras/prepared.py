@@ -162,16 +162,25 @@ def _make(manifest: Manifest, *, roi: RoiConfig, image_size: tuple[int, int]) ->
 def _require_packed(
     folder: Path, count: int, *, roi: RoiConfig, image_size: tuple[int, int]
 ) -> None:
-    if faults := _find_faults(folder, (count, *image_size, 3)):
-        raise DataError(f"{folder}: is damaged ({', '.join(faults)}); {mend_packed()}")
-    had, wanted = _read_about(folder)["cropping"], describe_cropping(roi, image_size)
-    if differing := [name for name, value in wanted.items() if had.get(name) != value]:
+    had, wanted = _read_cropping(folder), describe_cropping(roi, image_size)
+    # First: of another size, the pictures' file would be taken for damaged.
+    if had and (differing := [name for name, value in wanted.items() if had.get(name) != value]):
         names = {"roi": "roi", "image_size": "data.image_size"}
         raise DataError(
             f"{folder}: its cells were cropped with another "
             f"{' and '.join(names[name] for name in differing)} than the settings': {had}; "
             f"change the settings, or {mend_packed()}"
         )
+    if faults := _find_faults(folder, (count, *image_size, 3)):
+        raise DataError(f"{folder}: is damaged ({', '.join(faults)}); {mend_packed()}")
+
+
+def _read_cropping(folder: Path) -> dict[str, Any]:
+    """Return how packed cells were cropped, or nothing if that cannot be read."""
+    try:
+        return dict(_read_about(folder)["cropping"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 # Writing
