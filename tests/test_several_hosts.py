@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import time
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_processes_train_as_one(alone, train, count):
     assert {p.name for p in training.folder.iterdir()} == {p.name for p in alone[1].iterdir()}
 
 
-LONG = ["--set", "train.epochs=60", "--set", "train.patience=60"]
+LONG = ["--set", "train.epochs=30", "--set", "train.patience=30"]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -161,10 +162,13 @@ def test_a_killed_process_ends_the_others_and_resume_goes_on(train, victim):
         training.processes[victim].kill()
         killed = time.monotonic()
         left = 1 - victim
-        assert training.processes[left].wait(60) == 2
+        # 2, or JAX aborts it: that is a matter of milliseconds.
+        assert training.processes[left].wait(60) in (2, -signal.SIGABRT)
         assert time.monotonic() - killed < 60
-        assert "error: " in training.said(left)
-        assert "another of the 2 processes has ended" in training.said(left)
+        time.sleep(0.5)
+        lines = [line for line in training.said(left).splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, training.said(left)
+        assert "another of the 2 processes has ended" in lines[0]
         done = len(pd.read_csv(history))
     assert (training.folder / "training_state.npz").exists()
     if victim == 0:
@@ -175,11 +179,11 @@ def test_a_killed_process_ends_the_others_and_resume_goes_on(train, victim):
         train("whole", options=LONG) as whole,
     ):
         (end,), (expected,) = resumed.finish(), whole.finish()
-    assert done < 60
-    np.testing.assert_array_equal(end["epoch"], range(60))
-    for name in expected.keys() - {"seconds"}:
-        # 1e-4 a step grows with the steps: the last bits differ, and training is not contracting.
-        np.testing.assert_allclose(end[name], expected[name], atol=2e-2, err_msg=name)
+    assert done < 30
+    np.testing.assert_array_equal(end["epoch"], range(30))
+    for name in ("loss", "val_loss", *(name for name in expected if name.startswith("w"))):
+        # Last bits that differ grow with the steps; a lost or doubled epoch would be far off.
+        np.testing.assert_allclose(end[name], expected[name], atol=1e-2, err_msg=name)
 
 
 # Mistakes: one line on the first process

@@ -38,18 +38,32 @@ def dump(folder: Path, model: Any, history: Any) -> None:
 
 
 def main() -> int:
-    from wbc_keras.commands import load_backend
+    """Train; the network takes its place when the backend is loaded, and no sooner."""
+    from wbc_keras import commands
 
-    load_backend()
+    load = commands.load_backend
+
+    def load_backend() -> None:
+        load()
+        prepare_tiny()
+
+    commands.load_backend = load_backend
+    from wbc_keras.train import main as train
+
+    return train(sys.argv[1:])
+
+
+def prepare_tiny() -> None:
+    from wbc_keras import classifier, fitting
+
+    if classifier.build_classifier is build:
+        return
     if cpus := os.environ.get("TINY_CPUS"):
         import tensorflow as tf
 
         (cpu,) = tf.config.list_physical_devices("CPU")
         parts = [tf.config.LogicalDeviceConfiguration()] * int(cpus)
         tf.config.set_logical_device_configuration(cpu, parts)
-    from wbc_keras import classifier, fitting
-    from wbc_keras.train import main as train
-
     classifier.build_classifier = build
     original = fitting.fit
 
@@ -60,7 +74,6 @@ def main() -> int:
         return history
 
     fitting.fit = fit
-    return train(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ T = TypeVar("T")
 _KERAS = "KERAS_DISTRIBUTION_"
 _HEARTBEAT = 20  # seconds without a sign after which a process is taken for dead
 _PARTING = 6 * 3600  # seconds for what the first still does when the training is over
+_LOST = re.compile("gloo|nccl|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|coordination", re.IGNORECASE)
+_GO_ON = "see what it said, and go on with --resume on all of them"
 _TRIES = 1.0  # seconds from one try to reach the first process to the next
 
 
@@ -238,12 +240,45 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
         yield Hosts(place.index, place.count)
         # The first has more to do at the end, and the others wait for it.
         jax.distributed.shutdown()
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
+        # JAX has no class of its own for it.
+        if isinstance(error, WbcError) or not _LOST.search(str(error)):
+            raise
         atexit.register(_end_at_once)
         raise RunError(
-            f"another of the {place.count} processes has ended ({_first_line(error)}); see what it "
-            "said, and go on with --resume on all of them"
+            f"another of the {place.count} processes has ended ({_first_line(error)}); {_GO_ON}"
         ) from error
+
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """Let a small process of its own tell the end of this one, should it have no time to.
+
+    JAX aborts a process that has lost the first one, or on a GPU any, from a thread of its own. It
+    must be called before JAX is loaded, whose threads are not to be forked.
+    """
+    try:
+        place = find_place(os.environ)
+    except ConfigError:
+        place = None  # told by who asks next
+    if place is None or not hasattr(os, "fork"):
+        yield
+        return
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        if not os.read(reading, 1):  # closed without a word
+            line = (
+                f"error: process {place.index} was killed, or ended by JAX because another of the "
+                f"{place.count} processes has ended; {_GO_ON}\n"
+            )
+            os.write(2, line.encode())
+        os._exit(0)
+    os.close(reading)
+    try:
+        yield
+    finally:
+        os.write(writing, b".")
 
 
 def _reach(place: Place, timeout: float) -> None:

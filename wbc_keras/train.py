@@ -14,7 +14,7 @@ from wbc_keras import runs
 from wbc_keras.commands import add_settings, load_backend, make_parser, run_action
 from wbc_keras.config import Config, dump_config, load_config
 from wbc_keras.errors import ConfigError, RunError
-from wbc_keras.hosts import ALONE, Hosts, Place, find_place, join
+from wbc_keras.hosts import ALONE, Hosts, Place, announced, find_place, join
 
 if TYPE_CHECKING:
     import keras
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="check settings, data and network; write no run folder",
     )
-    return run_action(_action, parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    with announced():
+        return run_action(_action, arguments)
 
 
 def _action(arguments: argparse.Namespace) -> None:
