@@ -233,7 +233,7 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
     except RuntimeError as error:
         atexit.register(_end_at_once)
         raise RunError(
-            f"{place.address}: not all of {place.count} processes came within {timeout:g} s "
+            f"{place.address}: {place.count} processes could not meet there within {timeout:g} s "
             f"({_first_line(error)}); start them together, with the same address and count"
         ) from error
     try:
@@ -270,7 +270,8 @@ def announced() -> Iterator[None]:
         if not os.read(reading, 1):  # closed without a word
             line = (
                 f"error: process {place.index} was killed, or ended by JAX because another of the "
-                f"{place.count} processes has ended; {_GO_ON}\n"
+                f"{place.count} processes has ended, or did not come in time (train.hosts_timeout); "
+                f"{_GO_ON}\n"
             )
             os.write(2, line.encode())
         os._exit(0)
