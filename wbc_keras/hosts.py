@@ -270,8 +270,8 @@ def announced() -> Iterator[None]:
         if not os.read(reading, 1):  # closed without a word
             line = (
                 f"error: process {place.index} was killed, or ended by JAX because another of the "
-                f"{place.count} processes has ended, or did not come in time (train.hosts_timeout); "
-                f"{_GO_ON}\n"
+                f"{place.count} processes has ended, or did not come in time "
+                f"(train.hosts_timeout); {_GO_ON}\n"
             )
             os.write(2, line.encode())
         os._exit(0)
