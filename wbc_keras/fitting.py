@@ -300,8 +300,10 @@ class Validation(keras.callbacks.Callback):
         with self.average.applied():
             logits = self.ask(self.cells.cells)
         labels, answers = self.cells.labels, logits.argmax(axis=1)
+        # Each cell's: called as a whole, within a strategy a loss is divided by its devices.
+        losses = self.loss.call(labels, logits)
         figures = {
-            "loss": float(keras.ops.convert_to_numpy(self.loss(labels, logits))),
+            "loss": float(np.mean(keras.ops.convert_to_numpy(losses))),
             "accuracy": float(np.mean(labels == answers)),
             "macro_f1": f1_score(labels, answers, labels=np.unique(labels), average="macro"),
         }
