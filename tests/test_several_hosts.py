@@ -186,6 +186,16 @@ def test_a_killed_process_ends_the_others_and_resume_goes_on(train, victim):
         np.testing.assert_allclose(end[name], expected[name], atol=1e-2, err_msg=name)
 
 
+def test_a_process_that_fails_keeps_no_other_waiting(train, monkeypatch):
+    monkeypatch.setenv("TINY_FAIL", "1")
+    with train(count=2) as training:
+        first, second = training.wait(120)
+        assert second == 2
+        assert "error: images.bin: No space left on device" in training.said(1)
+        assert first in (2, -signal.SIGABRT), training.said()
+        assert "another of the 2 processes has ended" in training.said()
+
+
 # Mistakes: one line on the first process
 
 

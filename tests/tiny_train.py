@@ -1,7 +1,8 @@
 """Run as a script: `wbc_keras.train` with a network that compiles in a second.
 
 Environment: TINY_CPUS splits the processor into so many devices (TensorFlow; JAX has XLA_FLAGS),
-TINY_DUMP is a folder for the weights and the history that each process ends with.
+TINY_DUMP is a folder for the weights and the history that each process ends with, TINY_FAIL is the
+number of the process whose disk is full.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def prepare_tiny() -> None:
     original = fitting.fit
 
     def fit(model: Any, **options: Any) -> Any:
+        if os.environ.get("TINY_FAIL") == os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0"):
+            raise OSError(28, "No space left on device", "images.bin")
         history = original(model, **options)
         if folder := os.environ.get("TINY_DUMP"):
             dump(Path(folder), model, history)

@@ -6,6 +6,7 @@ WbcError                 a mistake the user can mend; its message is one line
 │   ├── images.BadImage  one picture that cannot be used
 │   └── datasets.ByHand  a public set that a person must fetch
 └── RunError             a run folder or a model
+    └── hosts.SharedError  what one of several processes has told all
 """
 
 from __future__ import annotations

@@ -35,6 +35,10 @@ _GO_ON = "see what it said, and go on with --resume on all of them"
 _TRIES = 1.0  # seconds from one try to reach the first process to the next
 
 
+class SharedError(RunError):
+    """A mistake that all processes know of, so that none waits for another."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the processes meet, ``host:port`` of the first; how many they are; which this is."""
@@ -148,7 +152,7 @@ class Hosts:
         """Compare facts among the processes, by their hashes.
 
         Raises:
-            RunError: on all, if one of them has others than the first.
+            SharedError: if one of them has others than the first.
         """
         mine = {k: hashlib.sha256(repr(v).encode()).hexdigest() for k, v in facts.items()}
         theirs = [json.loads(said) for said in self._gather(json.dumps(mine))]
@@ -160,7 +164,7 @@ class Hosts:
             f"{name} (process {', '.join(places)})" for name, places in others.items() if places
         ]
         if differing:
-            raise RunError(
+            raise SharedError(
                 f"the processes disagree with the first on {' and '.join(differing)}; give all of "
                 "them the same config, the same cells and the same versions"
             )
@@ -172,7 +176,7 @@ class Hosts:
         if self.count == 1 and own is not None:
             raise own
         by_words = {words: place for place, words in reversed(faults.items())}
-        raise RunError("; ".join(f"process {p}: {words}" for words, p in by_words.items()))
+        raise SharedError("; ".join(f"process {p}: {words}" for words, p in by_words.items()))
 
     def _gather(self, text: str) -> list[str]:
         """Return the texts of all processes."""
@@ -231,7 +235,7 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
             **{name: value for name, value in timeouts.items() if name in known},
         )
     except RuntimeError as error:
-        atexit.register(_end_at_once)
+        atexit.register(_end_at_once, 2)
         raise RunError(
             f"{place.address}: {place.count} processes could not meet there within {timeout:g} s "
             f"({_first_line(error)}); start them together, with the same address and count"
@@ -240,11 +244,14 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
         yield Hosts(place.index, place.count)
         # The first has more to do at the end, and the others wait for it.
         jax.distributed.shutdown()
-    except Exception as error:
+    except SharedError:
+        raise
+    except BaseException as error:
         # JAX has no class of its own for it.
-        if isinstance(error, WbcError) or not _LOST.search(str(error)):
+        is_lost = not isinstance(error, WbcError) and _LOST.search(str(error))
+        atexit.register(_end_at_once, 2 if is_lost or isinstance(error, (WbcError, OSError)) else 1)
+        if not is_lost:
             raise
-        atexit.register(_end_at_once)
         raise RunError(
             f"another of the {place.count} processes has ended ({_first_line(error)}); {_GO_ON}"
         ) from error
@@ -303,8 +310,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200]
 
 
-def _end_at_once() -> None:
-    """End the process without JAX's farewell, which waits for processes that are gone."""
+def _end_at_once(code: int) -> None:
+    """End the process without JAX's farewell, which would wait for the others, and they for it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(code)

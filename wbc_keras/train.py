@@ -132,8 +132,8 @@ def _require_jax(place: Place) -> None:
 
     if keras.backend.backend() != "jax":
         raise ConfigError(
-            f"{place.count} processes are asked for by the environment (KERAS_DISTRIBUTION_...), "
-            "and only JAX trains on several: set KERAS_BACKEND=jax, or unset those variables"
+            f"{place.count} processes are asked for by the environment (KERAS_DISTRIBUTION_..., or "
+            "SLURM's srun), and only JAX trains on several: set KERAS_BACKEND=jax, or start one"
         )
 
 
