@@ -34,7 +34,7 @@ LAYERS = (
     "study_plots provenance "
     "review.smears review.desk review.fragments review.view review.page",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare report ship study "
+    "train evaluate explain predict prepare roi export datasets compare merge report ship study "
     "study_run "
     "manifest.__main__ review.__main__",
 )
