@@ -45,23 +45,22 @@ def run(environ, script, arguments, log):
     assert process.wait(600) == 0, log.read_text()[-3000:]
 
 
-@pytest.fixture(scope="module", params=["float32", "mixed_bfloat16"])
-def trained(request, tmp_path_factory, train_arguments, drawn_cells):
-    """A run folder, JAX's probabilities, and how near those of TensorFlow must come."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, train_arguments, drawn_cells):
+    """A run folder of JAX, and its probabilities of the test cells."""
     from wbc_keras.prepare import main
 
-    tmp = tmp_path_factory.mktemp(request.param)
+    tmp = tmp_path_factory.mktemp("without_tensorflow")
     config, folder = train_arguments[1], tmp / "run"
     pack = ["--config", config, "--data", str(drawn_cells), "--output", str(tmp / "pack")]
     assert main(pack) == 0
     (tmp / "site").mkdir()
     environ = environment(make_site(tmp / "site"))
     arguments = ["--config", config, "--data", tmp / "pack", "--output", folder]
-    arguments += ["--set", "train.epochs=1", "--set", f"train.precision={request.param}"]
+    arguments += ["--set", "train.epochs=1"]
     run(environ, ["-m", "wbc_keras.train"], arguments, tmp / "train.log")
     run(environ, ["-c", ASK], [folder, tmp / "answers.npz"], tmp / "ask.log")
-    answers = np.load(tmp / "answers.npz")
-    return folder, answers, 1e-4 if request.param == "float32" else 1e-3
+    return folder, np.load(tmp / "answers.npz")
 
 
 def test_tensorflow_evaluates_explains_and_exports_it(trained, drawn_cells, tmp_path):
@@ -70,12 +69,12 @@ def test_tensorflow_evaluates_explains_and_exports_it(trained, drawn_cells, tmp_
     from wbc_keras.export import main as export
     from wbc_keras.predict import predict
 
-    folder, answers, near = trained
+    folder, answers = trained
     written, _ = evaluate(folder, data=drawn_cells, output=tmp_path / "test")
     table = pd.read_csv(written / "predictions.csv").set_index("file").loc[answers["files"]]
     shares = table[class_columns(table.reset_index())].to_numpy()
     assert np.ptp(shares) > 0.1  # not one answer for all
-    np.testing.assert_allclose(shares, answers["shares"], atol=near)
+    np.testing.assert_allclose(shares, answers["shares"], atol=1e-4)
 
     data = ["--run", str(folder), "--data", str(drawn_cells)]
     assert explain([*data, "--samples", "4", "--output", str(tmp_path / "seen")]) == 0
@@ -85,4 +84,4 @@ def test_tensorflow_evaluates_explains_and_exports_it(trained, drawn_cells, tmp_
     files = [drawn_cells / file for file in answers["files"]]
     served = predict(tmp_path / "saved_model" / "1", files)
     served = served[class_columns(served)].to_numpy()
-    np.testing.assert_allclose(served, answers["shares"], atol=near)
+    np.testing.assert_allclose(served, answers["shares"], atol=1e-4)
