@@ -237,7 +237,7 @@ def _fit_phase(
         one_hot = is_mixed(config.augment)
         return np.eye(classes, dtype=np.float32)[labels] if one_hot else labels
 
-    drawing = {
+    drawing: dict[str, Any] = {
         "augment": config.augment,
         "weights_from": _first_weighted_epoch(config),
         "sampling_balance": settings.sampling_balance,

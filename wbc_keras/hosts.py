@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -218,7 +218,7 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
 
     if place.index:
         _reach(place, timeout)
-    timeouts = {
+    timeouts: dict[str, Any] = {
         "initialization_timeout": math.ceil(timeout),
         "heartbeat_timeout_seconds": _HEARTBEAT,
         "shutdown_timeout_seconds": _PARTING,
