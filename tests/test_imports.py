@@ -23,17 +23,19 @@ LAYERS = (
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
     "latex tables pages record report_tables summary checklists gallery study_plan study_results "
-    "study_figures study_report model_folder review review.corrections review.worklist",
+    "study_figures study_report model_folder review review.corrections review.worklist "
+    "shards pieces spread",
     # 1: TensorFlow and Keras parts
     "images stain localize intake warmup cells prepared augment mixing pipeline layers "
     "symmetries losses backbones engines",
     # 2: assembly
-    "classifier averaging fitting networks formats overlays inference predictor archive pretrained "
+    "classifier averaging fitting networks formats overlays inference predictor archive scoring "
+    "pretrained "
     "gradcam plots screening_plots screening_report novelty_report second_look_report faithfulness "
     "faithfulness_plots verdicts data_check report_page model_card study_plots provenance "
     "review.smears review.desk review.fragments review.view review.page",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare report ship study "
+    "train evaluate explain predict score prepare roi export datasets compare report ship study "
     "study_run "
     "manifest.__main__ review.__main__",
 )

@@ -1,6 +1,7 @@
 """Find and crop the cells beforehand: ``python -m wbc_keras.prepare --config FILE --data PATH``.
 
 ``--list`` shows what is kept in the cache, ``--remove-unused DAYS`` removes what no run has used.
+``--data PATH --shards N --output DIR`` packs pictures as they are into tar shards, for `score`.
 """
 
 from __future__ import annotations
@@ -40,9 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DAYS",
         help="remove what no run has used for so many days (0: all); it is made anew if needed",
     )
+    kept.add_argument(
+        "--shards", type=int, metavar="N", help="pack the pictures of --data into N tar shards"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where --shards packs them")
     arguments = parser.parse_args(argv)
     action: Callable[[argparse.Namespace], None] = _prepare
-    if arguments.list or arguments.remove_unused is not None:
+    if (arguments.shards is None) != (arguments.output is None):
+        parser.error("--shards and --output go together: --data PATH --shards N --output DIR")
+    if arguments.shards is not None:
+        if not arguments.data or arguments.config or arguments.set:
+            parser.error("--shards needs --data, and takes no --config and no --set")
+        action = _pack
+    elif arguments.list or arguments.remove_unused is not None:
         if arguments.config or arguments.data or arguments.set:
             parser.error("--list and --remove-unused stand alone, without --config, --data, --set")
         action = _list if arguments.list else _remove_unused
@@ -80,6 +91,17 @@ def _source_of(folder: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((folder / "about.json").read_text(encoding="utf-8"))["source"])
     return ""
+
+
+def _pack(arguments: argparse.Namespace) -> None:
+    from wbc_keras.manifest import read_manifest
+    from wbc_keras.shards import pack
+
+    manifest = read_manifest(arguments.data, labelled=False)
+    paths = pack(manifest, Path(arguments.output), count=arguments.shards)
+    size = sum(path.stat().st_size for path in paths)
+    print(f"pictures {len(manifest.table)}  shards {len(paths)}  {size / 1e6:,.1f} MB")
+    print(arguments.output)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
