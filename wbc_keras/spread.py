@@ -89,7 +89,7 @@ def plan_workers(nodes: Sequence[Mapping[str, float]]) -> Plan:
 
     A worker uses all cores of its host, as `predict` does, but reserves one logical CPU less than
     the smallest host has: Ray's own tasks are never without one. Two workers on a host with two
-    logical CPUs leave none, and Ray Data waits for ever.
+    logical CPUs leave none, and Ray Data waits for ever (ray issue 44687).
 
     Args:
         nodes: what each host offers, as Ray tells it: ``CPU`` and, if it has some, ``GPU``.
@@ -110,7 +110,8 @@ class _Worker:
     """What Ray keeps alive on a host; a batch is one piece."""
 
     def __init__(self, make: Make) -> None:
-        self._fault, self._work = "", None
+        self._fault = ""
+        self._work: Work | None = None
         try:
             self._work = make()
         except (WbcError, OSError) as error:
