@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -197,33 +198,42 @@ def test_a_truncated_shard_is_named_and_the_others_kept(
     assert kept.items() <= {p.name: p.stat().st_mtime_ns for p in output.glob("0*")}.items()
 
 
-def test_a_full_disk_leaves_no_part_taken_for_whole(many, trained_run, expected, tmp_path):
+# As on a full disk, writing stops in the middle of a file: at once, or after the first piece.
+FULL = """
+def fill():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+"""
+FULL_AT_ONCE = f"{FULL}\nfill()"
+FULL_LATER = f"""{FULL}
+from wbc_keras.scoring import Scorer
+score = Scorer.__call__
+Scorer.__call__ = lambda *arguments: (score(*arguments), fill())[0]
+"""
+
+
+def test_a_full_disk_and_then_a_kill(many, trained_run, expected, tmp_path):
     output = tmp_path / "scores"
     arguments = arguments_of(trained_run, many, output)
-    # As on a full disk, writing stops in the middle of a file.
-    full = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))"
-    with start(arguments, rows=200, first=full) as process:
-        _, error = process.communicate()
-    assert process.returncode == 2
-    assert error.strip().splitlines() == [error.strip()]
-    assert "00000000.parquet: cannot be written (File too large); make room" in error
+    for first, said in (
+        (FULL_AT_ONCE, f"{os.uname().nodename}: {tempfile.gettempdir()}: no room (File too large)"),
+        (FULL_LATER, "00000000.parquet: cannot be written (File too large); make room"),
+    ):
+        with start([*arguments, "--resume"], first=first) as process:
+            _, error = process.communicate()
+        assert process.returncode == 2, error
+        assert error.count("\n") == 1
+        assert said in error
     assert not output.exists()
     assert not list(part_folder(output).glob("*.parquet"))
-    with start([*arguments, "--resume"], rows=200) as process:
-        assert process.wait() == 0
-    assert_scored(output, expected)
 
-
-def test_a_killed_run_goes_on(many, trained_run, expected, tmp_path):
-    output = tmp_path / "scores"
-    arguments = arguments_of(trained_run, many, output)
-    with start(arguments) as process:
+    with start([*arguments, "--resume"]) as process:
         wait_for(lambda: len(parts_of(output)) >= 2, process)
         process.kill()
     assert 2 <= len(parts_of(output)) < 10
     assert not output.exists()
     with start([*arguments, "--resume"]) as process:
-        assert process.wait() == 0
+        _, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
     assert_scored(output, expected)
 
 

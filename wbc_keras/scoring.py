@@ -11,6 +11,8 @@ import hashlib
 import itertools
 import json
 import os
+import platform
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -34,6 +36,7 @@ from wbc_keras.spread import Outcome, spread
 
 SUMMARY = "_summary.json"  # passed over by whoever reads a folder of Parquet files
 
+_ROOM = 2**20  # bytes
 _MOST_FAULTS = 16  # a lost mount spoils every piece: no need to try them all
 
 
@@ -41,6 +44,7 @@ class Scorer:
     """A loaded model that maps a piece to a Parquet file, on all cores."""
 
     def __init__(self, model: str) -> None:
+        _require_room()
         self._predictor = Predictor.load(model, workers=os.cpu_count() or 1)
 
     def __call__(self, piece: Piece) -> bytes:
@@ -61,6 +65,22 @@ class Scorer:
         names = [sample.name for sample in samples]
         predictions = classify(self._predictor, names, [sample.read for sample in samples])
         return self._predictor.table_of(predictions, names, [sample.label for sample in samples])
+
+
+def _require_room() -> None:
+    """Raise DataError where temporary files cannot be written.
+
+    TensorFlow writes some, and without them it fails with words that tell nothing of a disk.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+    except OSError as error:
+        raise DataError(
+            f"{platform.node()}: {tempfile.gettempdir()}: no room ({error.strerror}); make some, "
+            "then --resume goes on"
+        ) from error
 
 
 def score_archive(

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import platform
+import socket
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -147,8 +148,7 @@ def _spread_over_ray(make: Make, pieces: Mapping[int, Piece]) -> Iterator[Outcom
             compute=ray.data.ActorPoolStrategy(size=plan.workers),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
+            max_task_retries=_RETRIES,  # by Ray's default without an end
         )
         try:
             for row in outcomes.iter_rows():
@@ -158,9 +158,16 @@ def _spread_over_ray(make: Make, pieces: Mapping[int, Piece]) -> Iterator[Outcom
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RunError(
-                f"Ray: a worker died {_RETRIES + 1} times over one piece, or the cluster is lost "
+                "Ray: workers died over one piece again and again, or the cluster is lost "
                 f"({reason}); --resume goes on with what is done"
             ) from error
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError unless somebody answers at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
@@ -179,15 +186,17 @@ def _connect() -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
+            _require_answer(address)
             ray.init(**quiet)
         else:
             cpus = max(2, os.cpu_count() or 1)
             own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
             ray.init("local", **own, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = f"RAY_ADDRESS={address}" if address else "Ray"
         raise RunError(f"{where}: no cluster answers ({reason})") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
