@@ -79,12 +79,14 @@ def arguments_of(model, data, output, *more):
 
 def start(arguments, *, rows=64, first="", **environment):
     command = [sys.executable, "-c", COMMAND.format(rows=rows, first=first), *arguments]
+    # As a user has it: the suite lets TensorFlow speak.
+    known = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**known, **environment},
     )
 
 
@@ -94,6 +96,13 @@ def wait_for(condition, process, *, seconds=240):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def last_line(error):
+    """Return the one line that tells a mistake; lines of progress may stand before it."""
+    lines = error.strip().splitlines()
+    assert all("parts" in line for line in lines[:-1]), error
+    return lines[-1]
 
 
 def parts_of(output):
@@ -221,8 +230,7 @@ def test_a_full_disk_and_then_a_kill(many, trained_run, expected, tmp_path):
         with start([*arguments, "--resume"], first=first) as process:
             _, error = process.communicate()
         assert process.returncode == 2, error
-        assert error.count("\n") == 1
-        assert said in error
+        assert said in last_line(error)
     assert not output.exists()
     assert not list(part_folder(output).glob("*.parquet"))
 
@@ -233,7 +241,7 @@ def test_a_full_disk_and_then_a_kill(many, trained_run, expected, tmp_path):
     assert not output.exists()
     with start([*arguments, "--resume"]) as process:
         _, error = process.communicate()
-    assert (process.returncode, error) == (0, "")
+    assert process.returncode == 0, error
     assert_scored(output, expected)
 
 
@@ -302,8 +310,7 @@ def test_on_ray_an_actor_is_killed_and_then_the_driver(
         os.kill(worker, signal.SIGKILL)
         _, error = process.communicate(timeout=240)
     assert process.returncode == 2, error
-    assert error.count("\n") == 1
-    assert "cells-000011.tar: is truncated" in error
+    assert "cells-000011.tar: is truncated" in last_line(error)
     assert len(parts_of(output)) == SHARDS - 1
 
     shutil.copy(packed / broken.name, broken)
@@ -320,7 +327,7 @@ def test_on_ray_an_actor_is_killed_and_then_the_driver(
         time.sleep(0.1)
     with start([*arguments, "--resume"]) as process:
         _, error = process.communicate(timeout=240)
-    assert (process.returncode, error) == (0, "")
+    assert process.returncode == 0, error
     assert_scored(output, expected, prefix="cells-")
 
 
