@@ -60,6 +60,7 @@ def patients(drawn_cells: Path, tmp_path: Path) -> Path:
 def _open(desk: Desk, data: Path) -> str:
     key = desk.open_data(open_data(data))
     desk.smear(key).start()
+    desk.smear(key).see()
     desk.smear(key).wait(60)
     assert not desk.smear(key).is_running
     return key
@@ -132,6 +133,20 @@ def test_cells_by_page_and_sums(desk, drawn_cells):
     name = str(counts.index[0])
     chosen = view.show(key, 0, name, *ALL[1:])
     assert f"<b>{counts.iloc[0]}</b> cells" in chosen[1]
+
+
+def test_page_has_its_first_cell_before_the_rest_takes_the_cores(desk, drawn_cells):
+    key = desk.open_data(open_data(drawn_cells))
+    smear = desk.smear(key)
+    assert smear.total > 64
+    smear.start()
+    while not smear.done:
+        time.sleep(0.05)
+    smear.wait(1)  # Far less than it waits for a page that nobody opens.
+    assert smear.done == 64
+    assert desk.open_cell(key, 0).heat
+    smear.wait(60)
+    assert smear.done == smear.total
 
 
 def test_correction_is_kept_and_shown(desk, patients):

@@ -21,6 +21,7 @@ from typing import Any
 
 import filelock
 import pandas as pd
+import threadpoolctl
 
 from wbc_keras import runs
 from wbc_keras.cache import hash_file
@@ -74,7 +75,9 @@ def classify_chunks(
     slices = (slice(row, row + CHUNK) for row in range(start, len(files), CHUNK))
     chunks = ((list(files.iloc[rows]), list(labels.iloc[rows])) for rows in slices)
     work = partial(_classify, predictor, manifest.root, overlays)
-    yield from map_ahead(lambda chunk: work(*chunk), chunks)
+    # A chunk's novelty is over sooner than threads of its own would come to rest again.
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        yield from map_ahead(lambda chunk: work(*chunk), chunks)
 
 
 def classify(

@@ -139,8 +139,7 @@ def _differences(ends: tf.Tensor) -> tf.Tensor:
 
 def grow(planes: tf.Tensor, size: int) -> tf.Tensor:
     """Return the largest value in a square of ``size`` pixels around each."""
-    columns = tf.nn.max_pool2d(planes, (size, 1), 1, "SAME")
-    return tf.nn.max_pool2d(columns, (1, size), 1, "SAME")
+    return tf.nn.max_pool2d(planes, size, 1, "SAME")
 
 
 def shrink(planes: tf.Tensor, size: int) -> tf.Tensor:

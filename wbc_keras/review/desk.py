@@ -129,7 +129,9 @@ class Desk:
 
     def open_cell(self, key: str, row: int) -> Opened:
         """Return a cell's picture and its heatmap; the last ones are kept."""
-        return self._open(key, row)
+        opened = self._open(key, row)
+        self.smear(key).see()
+        return opened
 
     def _explain(self, key: str, row: int) -> Opened:
         path = self.smear(key).source.path(row)

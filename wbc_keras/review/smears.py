@@ -5,22 +5,25 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from wbc_keras import runs
 from wbc_keras.archive import classify_chunks
 from wbc_keras.cache import hash_file
+from wbc_keras.cells import CHUNK
 from wbc_keras.manifest import Manifest, read_manifest
 from wbc_keras.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"  # under the output folder: uploaded pictures that were corrected
+_FIRST_LOOK = 5.0  # seconds that a page may take to show its first cell
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Smear:
         self._predictor = predictor
         self._parts: list[pd.DataFrame] = []
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped, self._seen = threading.Event(), threading.Event()
         # Ends with the program, which an archive of days must not hold up.
         self._thread = threading.Thread(target=self._classify, daemon=True)
 
@@ -129,13 +132,26 @@ class Smear:
                 self._parts = [pd.concat(self._parts, ignore_index=True)]
             return self._parts[0] if self._parts else self._predictor.tabulate([], [])
 
+    def see(self) -> None:
+        """Know that a page shows one of the cells, so that the others may take all cores."""
+        self._seen.set()
+
     def stop(self) -> None:
         """Leave off after the cells in work."""
         self._stopped.set()
+        self._seen.set()
+
+    def _answer(self) -> Iterator[pd.DataFrame]:
+        """Yield the first cells' answers at once, the others when the page has shown a cell."""
+        manifest = self.source.manifest
+        yield from classify_chunks(self._predictor, manifest.select(np.arange(self.total) < CHUNK))
+        if self.total > CHUNK:
+            self._seen.wait(_FIRST_LOOK)
+        yield from classify_chunks(self._predictor, manifest, start=CHUNK)
 
     def _classify(self) -> None:
         try:
-            for part in classify_chunks(self._predictor, self.source.manifest):
+            for part in self._answer():
                 with self._lock:
                     self._parts.append(part)
                 if self._stopped.is_set():
