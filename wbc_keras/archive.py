@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import pandas as pd
@@ -32,6 +32,8 @@ from wbc_keras.manifest import Manifest
 from wbc_keras.predictions import ERROR, to_csv
 from wbc_keras.predictor import Predictions, Predictor, model_files
 from wbc_keras.progress import show_progress
+
+_Chunk = TypeVar("_Chunk")
 
 PART = 16 * CHUNK  # rows; what a kill loses at most
 
@@ -75,9 +77,16 @@ def classify_chunks(
     slices = (slice(row, row + CHUNK) for row in range(start, len(files), CHUNK))
     chunks = ((list(files.iloc[rows]), list(labels.iloc[rows])) for rows in slices)
     work = partial(_classify, predictor, manifest.root, overlays)
+    yield from map_chunks(lambda chunk: work(*chunk), chunks)
+
+
+def map_chunks(
+    work: Callable[[_Chunk], pd.DataFrame], chunks: Iterable[_Chunk]
+) -> Iterator[pd.DataFrame]:
+    """Yield the table of each chunk of pictures, in order, worked on by a thread for every core."""
     # A chunk's novelty is over sooner than threads of its own would come to rest again.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        yield from map_ahead(lambda chunk: work(*chunk), chunks)
+        yield from map_ahead(work, chunks)
 
 
 def classify(

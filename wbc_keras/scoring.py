@@ -24,8 +24,8 @@ from typing import Any
 import pandas as pd
 
 from wbc_keras import runs
-from wbc_keras.archive import Tally, classify, hash_model, open_parts, part_folder
-from wbc_keras.cells import CHUNK, map_ahead
+from wbc_keras.archive import Tally, classify, hash_model, map_chunks, open_parts, part_folder
+from wbc_keras.cells import CHUNK
 from wbc_keras.errors import DataError, WbcError
 from wbc_keras.pieces import Piece, Sample, find_pieces, hash_names, open_lister
 from wbc_keras.predictions import ERROR
@@ -55,7 +55,7 @@ class Scorer:
         """
         samples = iter(piece.read_samples())
         chunks = iter(lambda: list(itertools.islice(samples, CHUNK)), [])
-        table = pd.concat(map_ahead(self._tabulate, chunks), ignore_index=True)
+        table = pd.concat(map_chunks(self._tabulate, chunks), ignore_index=True)
         hash_names(list(table["file"]))
         encoded = BytesIO()
         table.to_parquet(encoded, index=False)
