@@ -122,7 +122,7 @@ def _iter_members(
                 count += 1
                 # It would keep them all.
                 tar.members.clear()  # type: ignore[attr-defined]
-            end = int(tar.offset)  # type: ignore[attr-defined]
+            end = int(tar.offset)
             stream.seek(end)
             # Between two files, tarfile takes any damage for the end.
             if stream.read(_BLOCK) != bytes(_BLOCK):

@@ -183,15 +183,15 @@ def _connect() -> Iterator[Any]:
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address:
             _require_answer(address)
             ray.init(**quiet)
         else:
             cpus = max(2, os.cpu_count() or 1)
-            own = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE}
-            ray.init("local", **own, **quiet)
+            own: dict[str, Any] = {"num_cpus": cpus, "object_store_memory": _STORE}
+            ray.init("local", include_dashboard=False, **own, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = f"RAY_ADDRESS={address}" if address else "Ray"
