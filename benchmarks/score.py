@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=1000, help="pictures a shard (default: 1000)")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="default: 2")
     arguments = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = arguments.run or make_run_folder(folder)
@@ -90,6 +89,9 @@ def compare(run: str, some: Path, folder: Path, *, rounds: int) -> None:
 
 
 def make_run_folder(folder: Path) -> Path:
+    from wbc_keras.commands import load_tensorflow
+
+    load_tensorflow()
     from engines import make_run
 
     return Path(make_run(folder / "run").folder)

@@ -22,7 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from score import copy_pictures
 
-from wbc_keras.cells import map_ahead
+from wbc_keras.commands import load_tensorflow
 from wbc_keras.manifest import read_manifest
 from wbc_keras.pieces import Piece, find_pieces
 from wbc_keras.shards import pack
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--latency", type=float, default=0.02, metavar="S", help="default: 0.02")
     arguments = parser.parse_args(argv)
     FarFileSystem.latency = arguments.latency
+    load_tensorflow()
     fsspec.register_implementation("far", FarFileSystem)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -96,6 +97,8 @@ def measure(work):
 
 def read_all(pieces: Sequence[Piece]) -> int:
     """Return how many bytes all pictures have."""
+    from wbc_keras.cells import map_ahead
+
     total = 0
     for piece in pieces:
         total += sum(map_ahead(lambda sample: len(sample.read()), piece.read_samples()))
