@@ -35,8 +35,8 @@ LAYERS = (
     "faithfulness_plots verdicts data_check report_page model_card study_plots provenance "
     "review.smears review.desk review.fragments review.view review.page",
     # 3: commands
-    "train evaluate explain predict score prepare roi export datasets compare report ship study "
-    "study_run "
+    "train evaluate explain predict score prepare roi export datasets compare merge report ship "
+    "study study_run "
     "manifest.__main__ review.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}

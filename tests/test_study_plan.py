@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from wbc_keras.config import load_config
@@ -115,6 +117,23 @@ def test_the_thesis_study_is_six_settings_on_three_folds(root):
     assert len(list(study.cells())) == 18
     assert study.settings[0].config.loss.class_weight == "none"
     assert study.settings[-1].config.model.attention == "cbam"
+
+
+def test_the_second_study_has_the_same_baseline_so_that_its_results_can_be_taken_over(root):
+    studies = [
+        load_study(root / "configs" / f"study_{name}.yaml", data="cells")
+        for name in ("thesis", "beyond")
+    ]
+    plain, again = (
+        [
+            dataclasses.replace(one.config, name="")
+            for one in study.cells()
+            if one.setting == "plain"
+        ]
+        for study in studies
+    )
+    assert plain == again
+    assert len(plain) == 3
 
 
 # Bad input

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 
 from wbc_keras.backbones import build_backbone, copy_weights, is_head, load_weights
 from wbc_keras.config import ModelConfig
+from wbc_keras.errors import RunError
 from wbc_keras.layers import CBAM, SqueezeExcitation
 from wbc_keras.symmetries import MakeViews, MergeViews
 
@@ -65,6 +67,38 @@ def average_symmetries(model: keras.Model, settings: ModelConfig) -> keras.Model
     )
     copy_weights(model, averaging, settings)
     return averaging
+
+
+def merge_classifiers(models: Sequence[keras.Model]) -> keras.Model:
+    """Return one model that gives the mean of trained models' logits.
+
+    Their feature maps lie side by side as channels: as pooling and the last layer are linear, one
+    layer over all of them gives exactly the mean, and what reads the feature map (heatmaps,
+    novelty) sees all of it.
+
+    Args:
+        models: of `build_classifier`, with inputs and classes alike.
+
+    Raises:
+        RunError: their feature maps have other heights and widths.
+    """
+    images = keras.Input(models[0].input.shape[1:], dtype="float32", name="image")
+    maps = [
+        keras.Model(one.input, one.get_layer("features").output, name=f"member_{place}")(images)
+        for place, one in enumerate(models)
+    ]
+    sides = {one.shape[1:3] for one in maps}
+    if len(sides) > 1:
+        raise RunError(f"networks with feature maps of {sorted(sides)} cannot be averaged in one")
+    features = keras.layers.Concatenate(name="features")(maps)
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooling")(features)
+    classes = models[0].output.shape[-1]
+    model = keras.Model(images, keras.layers.Dense(classes, name="logits")(pooled), name="merged")
+    weights = zip(*(one.get_layer("logits").get_weights() for one in models), strict=True)
+    kernels, biases = weights
+    kernel = np.concatenate(kernels) / len(models)
+    model.get_layer("logits").set_weights([kernel, np.mean(biases, axis=0)])
+    return model
 
 
 def _make_attention(settings: ModelConfig) -> Callable[[str], keras.layers.Layer] | None:

@@ -36,7 +36,8 @@ def render_card(record: Record, tables: Mapping[str, Table]) -> str:
     context: dict[str, Any] = {
         "head": _head(record),
         "name": record.run.folder.resolve().name,
-        "kind": f"{model.backbone} with attention {model.attention}",
+        "kind": " and ".join(record.run.members)
+        or f"{model.backbone} with attention {model.attention}",
         "classes": record.run.class_names,
         "decisions": record.decisions,
         "thresholds": _list_thresholds(record),

@@ -74,7 +74,7 @@ def _settings(record: Record) -> Table:
     height, width = data.image_size
     weighing = f"class weights {loss.class_weight}"
     rows: list[tuple[Cell, ...]] = [
-        ("network", f"{model.backbone}, attention {model.attention}, dropout {model.dropout:g}"),
+        ("network", _describe_network(record)),
         ("first weights", _file_name(model.weights)),
         ("picture", f"{height} x {width} px, crop {config.roi.mode}, margin {config.roi.margin:g}"),
         ("loss", f"{loss.name}, gamma {loss.gamma:g}, {weighing}"),
@@ -92,6 +92,13 @@ def _settings(record: Record) -> Table:
     rows += [("software", versions)] if versions else []
     note = "config.yaml of the run has all settings."
     return Table("settings", "How it was trained", note, ("setting", "value"), tuple(rows))
+
+
+def _describe_network(record: Record) -> str:
+    model, members = record.run.config.model, record.run.members
+    if members:
+        return f"mean of {'; '.join(members)}; what follows is the first one's"
+    return f"{model.backbone}, attention {model.attention}, dropout {model.dropout:g}"
 
 
 def _file_name(weights: str) -> str:

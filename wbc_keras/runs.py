@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # Run folders that come with a checkout of the project; each is known by its folder's name.
 SHIPPED = Path(__file__).resolve().parents[1] / "artifacts" / "models"
 
+MERGED_FILE = "merged.json"  # of a model that averages others
+
 _PACKAGES = ("tensorflow", "keras", "numpy", "opencv-python-headless", "scikit-learn", "pandas")
 
 
@@ -181,6 +183,15 @@ class Run:
     def model_path(self) -> Path:
         """The best model by validation macro F1."""
         return self.folder / "model.keras"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What it is the mean of, a text for each; () for a run that was trained."""
+        path = self.folder / MERGED_FILE
+        if not path.exists():
+            return ()
+        members = json.loads(path.read_text(encoding="utf-8"))["members"]
+        return tuple(f"{one['name']} ({one['network']})" for one in members)
 
     @property
     def splits_path(self) -> Path:

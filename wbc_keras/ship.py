@@ -21,7 +21,7 @@ from wbc_keras.commands import load_tensorflow, make_parser, run_action
 from wbc_keras.errors import RunError
 
 _FILES = ["config.yaml", "environment.json", "classes.json", "splits.csv", "history.csv"]
-_FILES += ["decision.json", "novelty.npz"]
+_FILES += ["decision.json", "novelty.npz", runs.MERGED_FILE]
 _WEIGHTS = "model.weights.h5"  # within a .keras file
 
 

@@ -242,13 +242,13 @@ def train_planned(config: Config, plan: DataPlan, *, folder: Path, dry_run: bool
         )
     finally:
         keras.config.set_dtype_policy("float32")
-    _decide(runs.Run(folder, config, plan.class_names), plan)
+    fit_around(runs.Run(folder, config, plan.class_names), plan)
     # Last: its absence, beside a history, says that the run is finished.
     (folder / "training_state.npz").unlink(missing_ok=True)
     return folder
 
 
-def _decide(run: runs.Run, plan: DataPlan) -> None:
+def fit_around(run: runs.Run, plan: DataPlan) -> None:
     """Fit what surrounds the best model: temperature, thresholds, novelty; and keep it."""
     from wbc_keras.decisions import fit_decisions, write_decisions
     from wbc_keras.networks import ask, load_network
