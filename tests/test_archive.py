@@ -116,14 +116,14 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(
 ):
     output = tmp_path / "table.csv"
     kill_when(
-        lambda: (part_folder(output) / "about.json").exists(),
+        lambda: (part_folder(output) / "_about.json").exists(),
         arguments_of(trained_run, many, output),
     )
     resumed = arguments_of(saved_model, many / "day0", output, "--resume")
     assert main(resumed) == 2
     error = capsys.readouterr().err
     assert "another --data, --model;" in error
-    (part_folder(output) / "about.json").write_text("{")
+    (part_folder(output) / "_about.json").write_text("{")
     assert main(resumed) == 2
     assert "remove it to begin anew" in capsys.readouterr().err
 

@@ -23,19 +23,20 @@ LAYERS = (
     "duplicates checks check_report probabilities ranking bootstrap calibration selective "
     "decisions proportions screening patients comparison novelty non_cells second_look estimates "
     "latex tables pages record report_tables summary checklists gallery study_plan study_results "
-    "study_figures study_report model_folder review review.corrections review.worklist",
+    "study_figures study_report model_folder review review.corrections review.worklist "
+    "shards pieces spread",
     # 1: TensorFlow and Keras parts
     "images stain localize intake warmup cells prepared packing augment mixing drawing pipeline "
     "hosts feeds devices layers symmetries losses backbones engines",
     # 2: assembly
     "classifier averaging training_state fitting data_plan networks formats overlays inference "
-    "predictor archive pretrained gradcam plots screening_plots screening_report novelty_report "
-    "second_look_report faithfulness faithfulness_plots verdicts data_check report_page model_card "
-    "study_plots provenance "
-    "review.smears review.desk review.fragments review.view review.page",
+    "predictor archive scoring pretrained gradcam plots screening_plots screening_report "
+    "novelty_report second_look_report faithfulness faithfulness_plots verdicts data_check "
+    "report_page model_card study_plots provenance review.smears review.desk review.fragments "
+    "review.view review.page",
     # 3: commands
-    "train evaluate explain predict prepare roi export datasets compare merge report ship study "
-    "study_run "
+    "train evaluate explain predict score prepare roi export datasets compare merge report ship "
+    "study study_run "
     "manifest.__main__ review.__main__",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}

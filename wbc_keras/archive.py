@@ -13,11 +13,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 import pandas as pd
@@ -30,12 +30,14 @@ from wbc_keras.errors import DataError
 from wbc_keras.images import BadImage, read_file
 from wbc_keras.manifest import Manifest
 from wbc_keras.predictions import ERROR, to_csv
-from wbc_keras.predictor import Predictor, model_files
+from wbc_keras.predictor import Predictions, Predictor, model_files
 from wbc_keras.progress import show_progress
+
+_Chunk = TypeVar("_Chunk")
 
 PART = 16 * CHUNK  # rows; what a kill loses at most
 
-_ABOUT = "about.json"
+_ABOUT = "_about.json"  # passed over by whoever reads a folder of Parquet files
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Tally:
 
     predicted: Counter[str]
     bad: int
+
+    def add(self, table: pd.DataFrame) -> Tally:
+        """Return the tally with the rows of one more table, its columns predicted and error."""
+        names = Counter(table.loc[table[ERROR] == "", "predicted"])
+        return Tally(self.predicted + names, self.bad + int((table[ERROR] != "").sum()))
+
+    def __str__(self) -> str:
+        """Return the lines that a command prints."""
+        width = max(map(len, self.predicted), default=0)
+        lines = [f"{name:{width}}  {count}" for name, count in self.predicted.most_common()]
+        if self.bad:
+            lines.append(f"note: {self.bad} pictures cannot be used, see the column error")
+        return "\n".join([*lines, f"{self.predicted.total() + self.bad} pictures"])
 
 
 def classify_chunks(
@@ -62,9 +77,42 @@ def classify_chunks(
     slices = (slice(row, row + CHUNK) for row in range(start, len(files), CHUNK))
     chunks = ((list(files.iloc[rows]), list(labels.iloc[rows])) for rows in slices)
     work = partial(_classify, predictor, manifest.root, overlays)
+    yield from map_chunks(lambda chunk: work(*chunk), chunks)
+
+
+def map_chunks(
+    work: Callable[[_Chunk], pd.DataFrame], chunks: Iterable[_Chunk]
+) -> Iterator[pd.DataFrame]:
+    """Yield the table of each chunk of pictures, in order, worked on by a thread for every core."""
     # A chunk's novelty is over sooner than threads of its own would come to rest again.
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        yield from map_ahead(lambda chunk: work(*chunk), chunks)
+        yield from map_ahead(work, chunks)
+
+
+def classify(
+    predictor: Predictor, names: Sequence[str], reads: Iterable[Callable[[], bytes]]
+) -> Predictions:
+    """Read n pictures and classify them; one that cannot be read says so in its error.
+
+    Args:
+        predictor: a loaded model.
+        names: what the pictures are called in errors.
+        reads: n functions that read a picture's bytes, or raise BadImage or OSError.
+    """
+    encoded, unread = [], {}
+    for place, read in enumerate(reads):
+        try:
+            encoded.append(read())
+        except BadImage as fault:
+            encoded.append(b"")
+            unread[place] = fault.reason
+        except OSError as error:
+            encoded.append(b"")
+            unread[place] = f"cannot be read ({error.strerror or error})"
+    predictions = predictor.predict(encoded, names=names)
+    reasons = enumerate(predictions.errors)
+    errors = tuple(unread.get(place, reason) for place, reason in reasons)
+    return dataclasses.replace(predictions, errors=errors)
 
 
 def _classify(
@@ -74,19 +122,11 @@ def _classify(
     files: list[str],
     labels: list[str],
 ) -> pd.DataFrame:
-    encoded, unread = [], {}
-    for place, file in enumerate(files):
-        try:
-            encoded.append(read_file(root / file))
-        except BadImage as fault:
-            encoded.append(b"")
-            unread[place] = fault.reason
-    predictions = predictor.predict(encoded, names=files)
-    reasons = enumerate(predictions.errors)
-    errors = tuple(unread.get(place, reason) for place, reason in reasons)
+    reads = [partial(read_file, root / file) for file in files]
+    predictions = classify(predictor, files, reads)
     if overlays is not None:
         _write_overlays(overlays, files, predictions.overlays or ())
-    return predictor.table_of(dataclasses.replace(predictions, errors=errors), files, labels)
+    return predictor.table_of(predictions, files, labels)
 
 
 def _write_overlays(folder: Path, files: Iterable[str], overlays: Iterable[bytes]) -> None:
@@ -119,7 +159,8 @@ def classify_archive(
         DataError: a killed run's parts are there and may not or cannot be gone on with, or another
             run is at work on them.
     """
-    with _open_parts(output, about=about, resume=resume) as parts:
+    with open_parts(output, about=about, resume=resume) as folder:
+        parts = _Parts(folder, output)
         done = min(len(parts.done()) * PART, len(manifest.table))
         chunks = classify_chunks(predictor, manifest, start=done, overlays=overlays)
         with show_progress(len(manifest.table), "pictures", done=done) as tell:
@@ -132,18 +173,24 @@ def describe(
     model: Path, manifest: Manifest, *, engine: str, overlays: Path | None
 ) -> dict[str, Any]:
     """Return what decides a table: hashes of the model and of the pictures' names and labels."""
-    rows, files = hashlib.sha256(), hashlib.sha256()
+    rows = hashlib.sha256()
     rows.update(os.fsencode(manifest.root.resolve()))
     for row in zip(manifest.table["file"], manifest.table["label"], strict=True):
         rows.update(repr(row).encode())
-    for path in model_files(model):
-        files.update(f"{path.relative_to(model).as_posix()} {hash_file(path)}\n".encode())
     return {
         "--data": rows.hexdigest(),
-        "--model": files.hexdigest(),
+        "--model": hash_model(model),
         "--engine": engine,
         "--heatmaps": str(overlays.resolve()) if overlays else None,
     }
+
+
+def hash_model(model: Path) -> str:
+    """Return what tells a model of `predictor.find_model` from others."""
+    files = hashlib.sha256()
+    for path in model_files(model):
+        files.update(f"{path.relative_to(model).as_posix()} {hash_file(path)}\n".encode())
+    return files.hexdigest()
 
 
 def part_folder(output: Path) -> Path:
@@ -152,7 +199,18 @@ def part_folder(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _open_parts(output: Path, *, about: dict[str, Any], resume: bool) -> Iterator[_Parts]:
+def open_parts(output: Path, *, about: dict[str, Any], resume: bool) -> Iterator[Path]:
+    """Yield the folder of the parts of an unfinished table, locked against other runs.
+
+    Args:
+        output: what the parts will become.
+        about: what decides the answers; a run is gone on with if it is the same.
+        resume: whether to go on with the parts that a killed run left.
+
+    Raises:
+        DataError: parts are there and may not or cannot be gone on with, or another run is at work
+            on them.
+    """
     folder = part_folder(output)
     _require_fresh(folder, about, resume=resume)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +219,7 @@ def _open_parts(output: Path, *, about: dict[str, Any], resume: bool) -> Iterato
         with filelock.FileLock(folder / ".lock", timeout=0):
             if not (folder / _ABOUT).exists():
                 runs.write_json(folder / _ABOUT, about)
-            yield _Parts(folder, output)
+            yield folder
     except filelock.Timeout:
         raise DataError(
             f"{output}: another run is writing it; wait for that, or choose another --output"
@@ -225,7 +283,7 @@ def _join_csv(parts: list[Path], output: Path) -> Tally:
             text = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
             header = len(to_csv(text.iloc[:0]).encode()) if number else 0
             joined.write(path.read_bytes()[header:])
-            tally = _add(tally, text)
+            tally = tally.add(text)
     return tally
 
 
@@ -237,13 +295,8 @@ def _join_parquet(parts: list[Path], output: Path) -> Tally:
         for path in parts:
             rows = parquet.read_table(path)
             joined.write_table(rows)
-            tally = _add(tally, rows.select(["predicted", ERROR]).to_pandas())
+            tally = tally.add(rows.select(["predicted", ERROR]).to_pandas())
     return tally
-
-
-def _add(tally: Tally, table: pd.DataFrame) -> Tally:
-    names = Counter(table.loc[table[ERROR] == "", "predicted"])
-    return Tally(tally.predicted + names, tally.bad + int((table[ERROR] != "").sum()))
 
 
 def _gather(

@@ -49,12 +49,7 @@ def _action(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         heatmaps=arguments.heatmaps,
     )
-    width = max(map(len, tally.predicted), default=0)
-    for name, count in tally.predicted.most_common():
-        print(f"{name:{width}}  {count}")
-    if tally.bad:
-        print(f"note: {tally.bad} pictures cannot be used, see the column error")
-    print(f"{tally.predicted.total() + tally.bad} pictures  {arguments.output}")
+    print(f"{tally}  {arguments.output}")
 
 
 def predict(

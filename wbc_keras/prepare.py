@@ -2,6 +2,7 @@
 
 ``--output FOLDER`` packs them too, for training where neither pictures nor TensorFlow are.
 ``--list`` shows what is kept in the cache, ``--remove-unused DAYS`` removes what no run has used.
+``--data PATH --shards N --output FOLDER`` packs pictures as they are into tar shards, for `score`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="also pack cells and table into a folder of their own, a --data for training without "
-        "the pictures, and without TensorFlow",
+        help="where to pack the cropped cells and their table, a --data for training without the "
+        "pictures, and without TensorFlow; with --shards the pictures as they are",
     )
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument(
@@ -47,9 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DAYS",
         help="remove what no run has used for so many days (0: all); it is made anew if needed",
     )
+    kept.add_argument(
+        "--shards", type=int, metavar="N", help="pack the pictures of --data into N tar shards"
+    )
     arguments = parser.parse_args(argv)
     action: Callable[[argparse.Namespace], None] = _prepare
-    if arguments.list or arguments.remove_unused is not None:
+    if arguments.shards is not None:
+        if not arguments.data or not arguments.output or arguments.config or arguments.set:
+            parser.error("--shards takes --data and --output, and no --config and no --set")
+        action = _pack_shards
+    elif arguments.list or arguments.remove_unused is not None:
         if arguments.config or arguments.data or arguments.set or arguments.output:
             parser.error(
                 "--list and --remove-unused stand alone, without --config, --data, --set, --output"
@@ -89,6 +97,17 @@ def _source_of(folder: Path) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((folder / "about.json").read_text(encoding="utf-8"))["source"])
     return ""
+
+
+def _pack_shards(arguments: argparse.Namespace) -> None:
+    from wbc_keras.manifest import read_manifest
+    from wbc_keras.shards import pack
+
+    manifest = read_manifest(arguments.data, labelled=False)
+    paths = pack(manifest, Path(arguments.output), count=arguments.shards)
+    size = sum(path.stat().st_size for path in paths)
+    print(f"pictures {len(manifest.table)}  shards {len(paths)}  {size / 1e6:,.1f} MB")
+    print(arguments.output)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
