@@ -364,6 +364,7 @@ def test_a_million_pictures_stay_under_a_gigabyte_and_a_half(tmp_path):
     """The index and the reading of batches alone: the pictures' file is one large hole."""
     code = """
     import re, sys
+    sys.modules["jax"] = None  # which Keras loads where it is there: of development alone
     import numpy as np, pandas as pd, tensorflow as tf
     from wbc_keras.config import AugmentConfig
     from wbc_keras.manifest.table import make_manifest

@@ -167,8 +167,14 @@ def render_cell(desk: Desk, key: str, row: int, shown: Opened, *, reviewer: str)
     return str(_macros(desk.heat_warning).opened(cell))
 
 
-def render_status(smear: Smear, sums: Sums) -> str:
-    """Return how far classifying has come, and the smear in a line."""
+def render_status(smear: Smear, sums: Sums, *, running: bool) -> str:
+    """Return how far classifying has come, and the smear in a line.
+
+    Args:
+        smear: the cells.
+        sums: of those that had been answered.
+        running: whether more were to come then.
+    """
     done, count = smear.done, sums.count
     figures = [(f"{sums.cells:,}", "cells"), (f"{sums.undecided:,}", "not decided")]
     if count.unread:
@@ -177,7 +183,7 @@ def render_status(smear: Smear, sums: Sums) -> str:
     figures.append((f"{sums.reviewed:,}", "reviewed"))
     about = {
         "failure": smear.failure,
-        "running": smear.is_running,
+        "running": running,
         "done": done,
         "total": smear.total,
         "told_done": f"{done:,}",

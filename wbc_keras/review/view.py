@@ -59,7 +59,7 @@ class View:
         waiting = "The first cells are on their way." if running and not smear.done else _NONE
         return (
             fragments.render_tiles(smear, key, shown, reviews, page=number, empty=waiting),
-            *self._add_up(smear, reviews, rows),
+            *self._add_up(smear, reviews, rows, running=running),
             f'<span class="soft">Page {number + 1} of {pages:,}</span>' if pages > 1 else "",
             *_turners(number, pages),
             gr.Timer(active=running),
@@ -69,7 +69,8 @@ class View:
         """Show anew what the cells that pass the filters add up to."""
         try:
             smear = self._desk.smear(key)
-            return self._add_up(smear, *self._choose(smear, filters))
+            running = smear.is_running
+            return self._add_up(smear, *self._choose(smear, filters), running=running)
         except WbcError as error:
             return (_message(str(error)) if key else ""), ""
 
@@ -122,10 +123,17 @@ class View:
             return {"note": f"NOT KEPT: {error.strerror or error}", "cell": "", "tile": ""}
 
     def _add_up(
-        self, smear: Smear, reviews: Sequence[Sequence[Review]], rows: Sequence[int]
+        self,
+        smear: Smear,
+        reviews: Sequence[Sequence[Review]],
+        rows: Sequence[int],
+        *,
+        running: bool,
     ) -> tuple[str, str]:
         sums = fragments.add_up(smear, rows, reviews, self._desk.class_names)
-        return fragments.render_status(smear, sums), fragments.render_differential(sums.count)
+        # As it was before the rows were chosen: of these more may have come since.
+        status = fragments.render_status(smear, sums, running=running)
+        return status, fragments.render_differential(sums.count)
 
     def _choose(
         self, smear: Smear, filters: Sequence[Any]
