@@ -13,7 +13,7 @@ from wbc_keras.spread import ENGINES
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("score", "Classify an archive of any size into a folder of Parquet files.")
-    parser.add_argument("--model", required=True, help="run folder or SavedModel")
+    parser.add_argument("--model", required=True, help="run folder, SavedModel or a model's name")
     parser.add_argument(
         "--data",
         required=True,
