@@ -3,16 +3,18 @@
     python benchmarks/scaling.py --data ../shared/data/pbc --output artifacts/scaling
 
 Each is the command itself in a process of its own, start of TensorFlow included: `prepare`, `train`
-(one epoch on prepared cells), `evaluate --split all`, `score`; and `score` as two processes at once
-on half of the cells each. "Growth" is the time that the last doubling added over what the doubling
-before it added: 2 where a cell costs the same among many as among few, whatever a command costs to
-start. The figures are written as scaling.csv, and drawn as scaling.png.
+(one epoch on prepared cells), `evaluate --split all`, `score`. Then what two processes make of it:
+`train` on JAX from packed cells as one process and as two that share each batch, and `score` as two
+at once on half of the cells each. "Growth" is the time that the last doubling added over what the
+doubling before it added: 2 where a cell costs the same among many as among few, whatever a command
+costs to start. The figures are written as scaling.csv, and drawn as scaling.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="class folders of JPEGs")
     parser.add_argument("--output", required=True, help="folder for scaling.csv and scaling.png")
-    parser.add_argument("--cells", type=int, default=1400, metavar="N", help="at 1; default: 1400")
+    parser.add_argument("--cells", type=int, default=1000, metavar="N", help="at 1; default: 1000")
     parser.add_argument("--backbone", default="mobilenetv2", help="default: %(default)s")
     parser.add_argument("--size", type=int, default=64, help="pixels (default: 64)")
     arguments = parser.parse_args(argv)
@@ -79,20 +81,24 @@ def measure(arguments: argparse.Namespace, folder: Path, *, cells: int) -> list[
     ]
     config = folder / "config.yaml"
     config.write_text("name: scaling\n")
-    shared = ["--config", str(config), "--data", str(data)]
-    shared += [part for setting in settings for part in ("--set", setting)]
+    how = ["--config", str(config), *(part for one in settings for part in ("--set", one))]
+    source, pack = ["--data", str(data)], str(folder / "pack")
     run, halves = str(folder / "run"), [str(folder / "tar" / half) for half in ("one", "other")]
     pack_halves(data, folder)
+    jax = ["train", *how, "--data", pack, "--output"]
     steps = {
-        "prepare": [["prepare", *shared]],
-        "train": [["train", *shared, "--output", run]],
+        "prepare": [["prepare", *how, *source]],
+        "train": [["train", *how, *source, "--output", run]],
+        "pack": [["prepare", *how, *source, "--output", pack]],
+        "train, JAX": [[*jax, str(folder / "jax")]],
+        "train, JAX, two": [[*jax, str(folder / "jax_two")]] * 2,
         "evaluate": [["evaluate", "--run", run, "--split", "all"]],
         "first score": [score(run, halves[:1], folder / "warm")],  # converts the network
         "score": [score(run, halves, folder / "scores")],
         "score, two": [score(run, [half], folder / f"part{n}") for n, half in enumerate(halves)],
     }
     costs = [run_step(step, commands, cells=cells) for step, commands in steps.items()]
-    return [cost for cost in costs if cost.step != "first score"]
+    return [cost for cost in costs if cost.step not in ("pack", "first score")]
 
 
 def score(run: str, data: list[str], output: Path) -> list[str]:
@@ -120,16 +126,37 @@ def run_step(step: str, commands: list[list[str]], *, cells: int) -> Cost:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | place,
         )
-        for command in commands
+        for command, place in zip(commands, find_places(step, len(commands)), strict=True)
     ]
     said = [process.communicate() for process in processes]
     seconds = time.perf_counter() - started
     for process, (_, error) in zip(processes, said, strict=True):
         assert process.returncode == 0, error
     memory = max(int(out.splitlines()[-1]) for out, _ in said) * 1024 / 1e6
-    print(f"{step:12} {cells:7} cells {seconds:7.1f} s {memory:6.0f} MB", flush=True)
+    print(f"{step:15} {cells:7} cells {seconds:7.1f} s {memory:6.0f} MB", flush=True)
     return Cost(step, cells, len(commands), seconds, memory)
+
+
+def find_places(step: str, count: int) -> list[dict[str, str]]:
+    """Return what is in each process's environment: its backend, and who the others are."""
+    if "JAX" not in step:
+        return [{}] * count
+    if count == 1:
+        return [{"KERAS_BACKEND": "jax"}]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    return [
+        {
+            "KERAS_BACKEND": "jax",
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(index),
+        }
+        for index in range(count)
+    ]
 
 
 def take_cells(data: Path, folder: Path, *, count: int) -> Path:
@@ -147,14 +174,14 @@ def take_cells(data: Path, folder: Path, *, count: int) -> Path:
 
 def print_growth(table) -> None:
     """Print what a cell more costs, what the start costs, and how the time grows."""
-    print(f"{'step':12} {'start s':>8} {'ms a cell':>10} {'growth':>7} {'MB more':>8}")
+    print(f"{'step':15} {'start s':>8} {'ms a cell':>10} {'growth':>7} {'MB more':>8}")
     for step, rows in table.groupby("step", sort=False):
         seconds, cells = list(rows["seconds"]), list(rows["cells"])
         each = (seconds[-1] - seconds[0]) / (cells[-1] - cells[0])
         growth = (seconds[3] - seconds[2]) / (seconds[2] - seconds[1])
         more = rows["memory"].iloc[-1] - rows["memory"].iloc[0]
         start = seconds[0] - each * cells[0]
-        print(f"{step:12} {start:8.1f} {1e3 * each:10.2f} {growth:7.2f} {more:8.0f}")
+        print(f"{step:15} {start:8.1f} {1e3 * each:10.2f} {growth:7.2f} {more:8.0f}")
 
 
 def draw(table, path: Path) -> None:
