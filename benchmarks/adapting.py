@@ -26,13 +26,13 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
-from wbc_keras.cells import Cells
-from wbc_keras.comparison import Comparison, compare_models
-from wbc_keras.networks import load_model
-from wbc_keras.prepared import prepare
-from wbc_keras.probabilities import softmax
+from wbc_keras.pictures.cells import Cells
+from wbc_keras.pictures.prepared import prepare
+from wbc_keras.prediction.networks import load_model
 from wbc_keras.runs import Run, open_run
 from wbc_keras.selection import Selection, select_cells
+from wbc_keras.statistics.comparison import Comparison, compare_models
+from wbc_keras.statistics.probabilities import softmax
 
 _BATCH = 128
 _REFERENCE = 1000  # training cells that colours are made like

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wbc_keras.images import find_bad_images
 from wbc_keras.manifest import read_manifest
+from wbc_keras.pictures.images import find_bad_images
 
 Alteration = Callable[[bytearray, np.random.Generator], bytes]
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from wbc_keras.engines import Engine
+    from wbc_keras.prediction.engines import Engine
     from wbc_keras.runs import Run
 
 # Peak memory of the process itself: getrusage of a child would count what its parent held.
@@ -71,11 +71,11 @@ def compare(run: Run, name: str, arguments: argparse.Namespace) -> None:
     """Print the rates of one engine, bare and over the folder, and their ratio by rounds."""
     import numpy as np
 
-    from wbc_keras.archive import classify_chunks
-    from wbc_keras.cells import iter_chunks, load_cells
-    from wbc_keras.formats import load_engine
     from wbc_keras.manifest import read_manifest
-    from wbc_keras.predictor import Predictor
+    from wbc_keras.pictures.cells import iter_chunks, load_cells
+    from wbc_keras.prediction.archive import classify_chunks
+    from wbc_keras.prediction.formats import load_engine
+    from wbc_keras.prediction.predictor import Predictor
 
     cores = os.cpu_count() or 1
     manifest = read_manifest(arguments.data, labelled=False)
@@ -116,7 +116,7 @@ def open_keras(run: Run) -> Callable[[np.ndarray], object]:
     import numpy as np
     import tensorflow as tf
 
-    from wbc_keras.networks import load_model
+    from wbc_keras.prediction.networks import load_model
 
     model = load_model(run)
     signature = [tf.TensorSpec([None, *model.input.shape[1:]], tf.float32)]
@@ -133,7 +133,7 @@ def feed(engine: Callable[[np.ndarray], object], images: np.ndarray) -> Callable
 
 
 def feed_threads(engine: Engine, images: np.ndarray) -> Callable[[], None]:
-    from wbc_keras.cells import CHUNK, map_ahead
+    from wbc_keras.pictures.cells import CHUNK, map_ahead
 
     def work() -> None:
         parts = (images[start : start + CHUNK] for start in range(0, len(images), CHUNK))

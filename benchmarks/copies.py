@@ -2,7 +2,8 @@
 
 Some cells of a set are changed as people change them (turned or mirrored, encoded anew, scaled,
 moved, cropped, brightened, turned by an odd angle) and looked for among all cells of the set. From
-"moved" on it is more than `wbc_keras.duplicates` promises: the figures say how much it takes.
+"moved" on it is more than `wbc_keras.checking.duplicates` promises: the figures say how much it
+takes.
 
     python benchmarks/copies.py --data ../shared/data/pbc
 """
@@ -16,9 +17,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from wbc_keras.duplicates import find_copies, fingerprint, shrink
+from wbc_keras.checking.duplicates import find_copies, fingerprint, shrink
 from wbc_keras.manifest import read_manifest
-from wbc_keras.survey import survey_pictures
+from wbc_keras.pictures.survey import survey_pictures
 
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
-    from wbc_keras.engines import Engine
-    from wbc_keras.formats import Network
+    from wbc_keras.prediction.engines import Engine
+    from wbc_keras.prediction.formats import Network
     from wbc_keras.runs import Run
 
 _BATCHES = (1, 32)
@@ -70,8 +70,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     import tensorflow as tf
 
     from wbc_keras import runs
-    from wbc_keras.engines import open_tensorflow
-    from wbc_keras.formats import Network
+    from wbc_keras.prediction.engines import open_tensorflow
+    from wbc_keras.prediction.formats import Network
 
     run = runs.open_run(arguments.run) if arguments.run else make_run(folder / "run")
     network = Network(run)
@@ -121,7 +121,7 @@ def as_saved(network: Network) -> Engine:
     """Return the network as a plain SavedModel runs it: its weights variables."""
     import tensorflow as tf
 
-    from wbc_keras.engines import Answer
+    from wbc_keras.prediction.engines import Answer
 
     def answer(images: np.ndarray) -> Answer:
         outputs = network.classify(tf.constant(images))
@@ -163,8 +163,8 @@ def load_test(
     """Return crops of the test cells, their classes, and crops of validation cells."""
     import numpy as np
 
-    from wbc_keras.novelty import spread_over_classes
-    from wbc_keras.prepared import prepare
+    from wbc_keras.pictures.prepared import prepare
+    from wbc_keras.prediction.novelty import spread_over_classes
     from wbc_keras.selection import select_cells
 
     size = run.config.data.image_size
@@ -183,7 +183,7 @@ def load_test(
 
 def convert_all(network: Network, folder: Path) -> dict[str, Opened]:
     """Return the float32 engines."""
-    from wbc_keras.formats import convert
+    from wbc_keras.prediction.formats import convert
 
     engines = {}
     for name, title in _FLOAT.items():
@@ -195,7 +195,7 @@ def convert_all(network: Network, folder: Path) -> dict[str, Opened]:
 
 
 def open_both(name: str, place: Path) -> Opened:
-    from wbc_keras.engines import open_engine
+    from wbc_keras.prediction.engines import open_engine
 
     apart = open_engine(name, place, workers=os.cpu_count() or 1)
     size = sum(path.stat().st_size for path in place.iterdir())
@@ -204,7 +204,7 @@ def open_both(name: str, place: Path) -> Opened:
 
 def quantise_all(folder: Path, images: np.ndarray) -> dict[str, Opened]:
     """Return the int8 engines of the float32 files in ``folder``, calibrated on ``images``."""
-    from wbc_keras.engines import FILES
+    from wbc_keras.prediction.engines import FILES
 
     batches = [images[start : start + _SMALL] for start in range(0, len(images), _SMALL)]
     engines = {}

@@ -26,7 +26,7 @@ import pandas as pd
 
 from wbc_keras.config import SyntheticConfig
 from wbc_keras.manifest import read_manifest
-from wbc_keras.novelty import spread_over_classes
+from wbc_keras.prediction.novelty import spread_over_classes
 from wbc_keras.synthetic import write_cells
 
 _ALLOWED = "at most twice the time of predicting, plus 30 s"

@@ -106,7 +106,7 @@ def describe_source(arguments: argparse.Namespace) -> tuple[Any, np.ndarray]:
     """Return the packed cells and random labels: what is learned does not matter here."""
     from wbc_keras.config import RoiConfig
     from wbc_keras.manifest import read_manifest
-    from wbc_keras.prepared import prepare
+    from wbc_keras.pictures.prepared import prepare
 
     about = json.loads((Path(arguments.data) / "about.json").read_text(encoding="utf-8"))
     manifest = read_manifest(arguments.data)
@@ -124,7 +124,7 @@ def keras_steps(network: str, source: str, arguments: argparse.Namespace) -> Ite
     import keras
 
     from wbc_keras.config import AugmentConfig
-    from wbc_keras.feeds import TrainingFeed, augmented
+    from wbc_keras.training.feeds import TrainingFeed, augmented
 
     cells, labels = describe_source(arguments)
     model = augmented(build_keras(network, cells.images.shape[1:3], arguments), AugmentConfig())
@@ -236,7 +236,7 @@ def torch_batches(
     """Yield batches on the device, read and sent by threads while it is at work."""
     import torch
 
-    from wbc_keras.cells import map_ahead
+    from wbc_keras.pictures.cells import map_ahead
 
     rng = np.random.default_rng(0)
 

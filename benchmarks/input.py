@@ -242,8 +242,8 @@ def read_with_pytorch(data: Path, *, augmented: bool = False) -> float:
 
 def read_first_pass(data: Path) -> float:
     """Read, find, crop: what making the store takes, but for the writing."""
-    from wbc_keras.cells import iter_chunks
     from wbc_keras.config import RoiConfig
+    from wbc_keras.pictures.cells import iter_chunks
 
     paths = shuffled_paths(data)[:COLD]
     next(iter_chunks(paths, roi=RoiConfig(), image_size=SIZE))  # compiles
@@ -262,8 +262,8 @@ def make_batches(data: Path, *, augmented: bool) -> Any:
 
     from wbc_keras.config import AugmentConfig, RoiConfig
     from wbc_keras.manifest import read_manifest
+    from wbc_keras.pictures.prepared import prepare
     from wbc_keras.pipeline import make_training_batches
-    from wbc_keras.prepared import prepare
 
     manifest = read_manifest(data)
     prepared = prepare(manifest, roi=RoiConfig(), image_size=SIZE)

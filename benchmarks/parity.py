@@ -48,7 +48,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
     from wbc_keras import runs
     from wbc_keras.evaluate import evaluate
-    from wbc_keras.predictions import class_columns, read_predictions
+    from wbc_keras.prediction.predictions import class_columns, read_predictions
 
     pictures = gather(Path(arguments.data), arguments.pictures, folder / "pictures")
     run = runs.open_run(arguments.run)
@@ -92,11 +92,11 @@ def ask_all(
     """Yield the name and the probabilities of each way, in the order of the table."""
     import tensorflow as tf
 
-    from wbc_keras import engines
-    from wbc_keras.cells import load_cells
     from wbc_keras.export import export
+    from wbc_keras.pictures.cells import load_cells
     from wbc_keras.predict import predict
-    from wbc_keras.predictor import load_classifier
+    from wbc_keras.prediction import engines
+    from wbc_keras.prediction.predictor import load_classifier
 
     paths = [pictures / file for file in table["file"]]
     for engine in filter(engines.is_installed, ("tensorflow", "openvino", "onnx", "litert")):

@@ -38,7 +38,7 @@ from wbc_keras.config import RoiConfig
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from wbc_keras.localize import Roi
+    from wbc_keras.pictures.localize import Roi
 
 BATCH, PICTURE_SIZE, CROP_SIZE = 64, 160, (96, 96)
 SAMPLE = 300  # pictures of a folder whose boxes are followed
@@ -198,7 +198,7 @@ def find_cells(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes ``(n, 4)`` and masks ``(n, 96, 96)``."""
     import tensorflow as tf
 
-    from wbc_keras.localize import make_thumbnail
+    from wbc_keras.pictures.localize import make_thumbnail
 
     boxes, masks = [], []
     for start in range(0, len(images), BATCH):
@@ -215,7 +215,7 @@ def find_cells(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def make_locate() -> Callable[..., Roi]:
     import tensorflow as tf
 
-    from wbc_keras.localize import locate
+    from wbc_keras.pictures.localize import locate
 
     return tf.function(locate, reduce_retracing=True)
 
@@ -324,7 +324,7 @@ def make_process() -> Callable[[np.ndarray], object]:
     """Return a compiled function from a batch of pictures to a batch of crops."""
     import tensorflow as tf
 
-    from wbc_keras.localize import crop, locate, make_thumbnail
+    from wbc_keras.pictures.localize import crop, locate, make_thumbnail
 
     settings = RoiConfig()
 

@@ -27,9 +27,9 @@ _LOCAL = """
 import os, sys, time
 from wbc_keras.commands import load_tensorflow
 load_tensorflow()
-from wbc_keras.archive import classify_chunks
+from wbc_keras.prediction.archive import classify_chunks
 from wbc_keras.manifest import read_manifest
-from wbc_keras.predictor import Predictor
+from wbc_keras.prediction.predictor import Predictor
 predictor = Predictor.load(sys.argv[1], workers=os.cpu_count())
 manifest = read_manifest(sys.argv[2], labelled=False)
 first = manifest.select([row < 1024 for row in range(len(manifest.table))])

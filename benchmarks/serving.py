@@ -78,9 +78,9 @@ def build(backbone: str, size: tuple[int, int]) -> tuple[keras.Model, Any]:
 
     from wbc_keras.classifier import build_classifier
     from wbc_keras.config import ModelConfig, RoiConfig
-    from wbc_keras.decisions import Decisions
-    from wbc_keras.inference import CellClassifier
-    from wbc_keras.novelty import fit_novelty
+    from wbc_keras.prediction.decisions import Decisions
+    from wbc_keras.prediction.inference import CellClassifier
+    from wbc_keras.prediction.novelty import fit_novelty
 
     keras.utils.set_random_seed(0)
     settings = ModelConfig(backbone=backbone, weights="none")

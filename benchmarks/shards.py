@@ -24,8 +24,8 @@ from score import copy_pictures
 
 from wbc_keras.commands import load_tensorflow
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pieces import Piece, find_pieces
-from wbc_keras.shards import pack
+from wbc_keras.pictures.shards import pack
+from wbc_keras.prediction.pieces import Piece, find_pieces
 
 
 class FarFileSystem(LocalFileSystem):
@@ -97,7 +97,7 @@ def measure(work):
 
 def read_all(pieces: Sequence[Piece]) -> int:
     """Return how many bytes all pictures have."""
-    from wbc_keras.cells import map_ahead
+    from wbc_keras.pictures.cells import map_ahead
 
     total = 0
     for piece in pieces:

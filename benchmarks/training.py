@@ -98,7 +98,7 @@ def describe(config: Config, model: keras.Model, *, steps: int) -> str:
     import keras
     import tensorflow as tf
 
-    from wbc_keras.devices import find_devices
+    from wbc_keras.training.devices import find_devices
 
     devices = find_devices(config.train)
     height, width = config.data.image_size
@@ -113,9 +113,9 @@ def describe(config: Config, model: keras.Model, *, steps: int) -> str:
 
 def make_our_batches(config: Config) -> tuple[tf.data.Dataset, int]:
     """Return endless training batches as `fitting.fit` makes them, and the number of classes."""
-    from wbc_keras.data_plan import plan_data
-    from wbc_keras.fitting import cell_weights
     from wbc_keras.pipeline import make_training_batches
+    from wbc_keras.training.data_plan import plan_data
+    from wbc_keras.training.fitting import cell_weights
 
     plan = plan_data(config)
     train = plan.load("train")
@@ -137,8 +137,8 @@ def build_model(config: Config, classes: int) -> keras.Model:
     import keras
 
     from wbc_keras.classifier import build_classifier
-    from wbc_keras.devices import find_devices
     from wbc_keras.losses import MacroF1, build_loss
+    from wbc_keras.training.devices import find_devices
 
     settings = config.train
     devices = find_devices(settings)

@@ -135,9 +135,9 @@ def train_arguments(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path)
     """Arguments of `train` for a run of both phases, from random weights in a file."""
     import keras
 
-    from wbc_keras.cells import load_cells
     from wbc_keras.classifier import build_classifier
     from wbc_keras.config import ModelConfig, RoiConfig
+    from wbc_keras.pictures.cells import load_cells
 
     folder = tmp_path_factory.mktemp("settings")
     keras.utils.set_random_seed(0)

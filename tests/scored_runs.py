@@ -13,11 +13,11 @@ import pandas as pd
 from wbc_keras import evaluate as evaluating
 from wbc_keras import runs
 from wbc_keras.config import Config, DataConfig, dump_config
-from wbc_keras.decisions import fit_decisions, write_decisions
-from wbc_keras.probabilities import softmax
+from wbc_keras.prediction.decisions import fit_decisions, write_decisions
+from wbc_keras.reporting.verdicts import Verdicts
 from wbc_keras.splits import write_splits
+from wbc_keras.statistics.probabilities import softmax
 from wbc_keras.synthetic import draw_cell
-from wbc_keras.verdicts import Verdicts
 
 CLASSES = ("erythroblast", "lymphocyte", "monocyte", "myeloblast", "neutrophil_segmented")
 # Names that a page, a card or a table in LaTeX could take for its own.
@@ -53,7 +53,7 @@ def write_evaluation(
     run: Path, rows: pd.DataFrame, logits: np.ndarray, class_names: Sequence[str]
 ) -> None:
     """Write ``evaluation/test`` as `evaluate` does, from logits instead of a model."""
-    from wbc_keras.decisions import read_decisions
+    from wbc_keras.prediction.decisions import read_decisions
 
     truth = np.array([class_names.index(label) for label in rows["label"]])
     tested = rows[rows["split"] == "test"].reset_index(drop=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wbc_keras.study_plan import Study, load_study
-from wbc_keras.study_results import Facts, Result
+from wbc_keras.studies.plan import Study, load_study
+from wbc_keras.studies.results import Facts, Result
 
 CLASSES = ("blast", "lymphocyte", "monocyte", "plasma_cell")
 PATIENTS = 12
@@ -77,10 +77,10 @@ def simulate(study: Study, skills: dict[str, float], *, seed: int = 1) -> list[R
 
 
 def write_run(folder: Path, result: Result) -> None:
-    """Write what `study_results.write_result` reads of a run folder."""
+    """Write what `studies.results.write_result` reads of a run folder."""
     from wbc_keras import runs
     from wbc_keras.config import dump_config
-    from wbc_keras.predictions import prediction_table, write_predictions
+    from wbc_keras.prediction.predictions import prediction_table, write_predictions
     from wbc_keras.splits import write_splits
 
     answers = result.answers

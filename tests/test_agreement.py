@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from wbc_keras.agreement import (
+from wbc_keras.errors import DataError
+from wbc_keras.statistics.agreement import (
     ExpertAgreement,
     PairAgreement,
     compare,
     expert_agreement,
     format_agreement,
 )
-from wbc_keras.errors import DataError
 
 
 @pytest.fixture(scope="module")

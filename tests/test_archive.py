@@ -13,15 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras import archive, progress
-from wbc_keras.archive import part_folder
+from wbc_keras import progress
 from wbc_keras.predict import main, predict
-from wbc_keras.predictions import BOX_COLUMNS, read_predictions
+from wbc_keras.prediction import archive
+from wbc_keras.prediction.archive import part_folder
+from wbc_keras.prediction.predictions import BOX_COLUMNS, read_predictions
 
 # 128 rows a part instead of 1,024, so that few pictures make several.
 COMMAND = """
 import sys
-from wbc_keras import archive, commands
+from wbc_keras import commands
+from wbc_keras.prediction import archive
 commands.load_tensorflow()
 archive.PART = 128
 from wbc_keras.predict import main

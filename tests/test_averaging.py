@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from wbc_keras.averaging import WeightAverage
+from wbc_keras.training.averaging import WeightAverage
 
 
 def build():

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wbc_keras import bootstrap
-from wbc_keras.bootstrap import bootstrap_intervals, draw_figures, interval_of, plan_resampling
 from wbc_keras.errors import DataError
+from wbc_keras.statistics import bootstrap
+from wbc_keras.statistics.bootstrap import (
+    bootstrap_intervals,
+    draw_figures,
+    interval_of,
+    plan_resampling,
+)
 
 
 def share_of(values):

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from wbc_keras.calibration import bin_reliability, fit_temperature, measure_calibration
 from wbc_keras.errors import DataError
-from wbc_keras.probabilities import softmax
+from wbc_keras.statistics.probabilities import softmax
 
 
 def simulate(n=1500, classes=6, *, temperature=1.0, seed=0):

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from wbc_keras.catalogue import CATALOGUE, PublicSet, find
 from wbc_keras.errors import DataError
 from wbc_keras.labels import MUNICH, PBC_8
+from wbc_keras.sets.catalogue import CATALOGUE, PublicSet, find
 
 # As the issue and MedMNIST's info.py have them, written down a second time.
 MD5 = {

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from wbc_keras.cells import StoredImages, crop_chunk, iter_chunks, load_cells
 from wbc_keras.config import RoiConfig
-from wbc_keras.images import BadImage
-from wbc_keras.localize import crop, locate, make_thumbnail
+from wbc_keras.pictures.cells import StoredImages, crop_chunk, iter_chunks, load_cells
+from wbc_keras.pictures.images import BadImage
+from wbc_keras.pictures.localize import crop, locate, make_thumbnail
 from wbc_keras.synthetic import draw_cell
 
 SIZE = (40, 48)
@@ -115,7 +115,7 @@ def test_of_large_pictures_one_a_core_is_held(tmp_path):
     code = """
     import re, sys
     from pathlib import Path
-    from wbc_keras.cells import crop_chunk
+    from wbc_keras.pictures.cells import crop_chunk
     from wbc_keras.config import RoiConfig
     # Not getrusage, which counts what the process that started this one held.
     peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024

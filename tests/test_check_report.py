@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from wbc_keras.check_report import make_thumbnail, render_page, write_report
-from wbc_keras.checks import PROBLEMS, Finding
+from wbc_keras.checking.checks import PROBLEMS, Finding
+from wbc_keras.checking.report import make_thumbnail, render_page, write_report
 from wbc_keras.manifest import Manifest, read_manifest
 
 

@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from wbc_keras.checklists import CLAIM, ITEMS, TRIPOD, make_checklist
-from wbc_keras.record import read_record
+from wbc_keras.reporting.checklists import CLAIM, ITEMS, TRIPOD, make_checklist
+from wbc_keras.reporting.record import read_record
 
 
 def _numbers(checklist: str) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.checks import (
+from wbc_keras.checking.checks import (
     PROBLEMS,
     Finding,
     check,
@@ -19,8 +19,8 @@ from wbc_keras.checks import (
     describe_class_codes,
     screen,
 )
+from wbc_keras.checking.duplicates import Copies
 from wbc_keras.config import SyntheticConfig
-from wbc_keras.duplicates import Copies
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import Manifest, read_manifest
 from wbc_keras.synthetic import draw_cell

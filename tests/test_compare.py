@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 from wbc_keras.compare import main
-from wbc_keras.predictions import prediction_table, write_predictions
+from wbc_keras.prediction.predictions import prediction_table, write_predictions
 from wbc_keras.splits import write_splits
 
 NAMES = ["blast", "lymphocyte", "monocyte"]

@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from wbc_keras.comparison import class_table, compare_models, difference_table
 from wbc_keras.errors import DataError
 from wbc_keras.metrics import SCORES
+from wbc_keras.statistics.comparison import class_table, compare_models, difference_table
 
 NAMES = ("blast", "lymphocyte", "monocyte")
 

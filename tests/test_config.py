@@ -433,7 +433,7 @@ def test_shared_lines_through_an_anchor(tmp_path):
 # The project's own files
 
 
-# A study's file holds settings of several runs, and is read by `study_plan`.
+# A study's file holds settings of several runs, and is read by `studies.plan`.
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("study"))
 
 

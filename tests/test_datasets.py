@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wbc_keras.catalogue import CATALOGUE, PublicSet, find
 from wbc_keras.datasets import ByHand, describe, get, main
-from wbc_keras.download import Download
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
+from wbc_keras.sets.catalogue import CATALOGUE, PublicSet, find
+from wbc_keras.sets.download import Download
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

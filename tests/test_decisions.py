@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from wbc_keras.decisions import (
+from wbc_keras.errors import DataError, RunError
+from wbc_keras.prediction.decisions import (
     Decisions,
     fit_decisions,
     read_decisions,
     write_decisions,
 )
-from wbc_keras.errors import DataError, RunError
-from wbc_keras.probabilities import softmax
+from wbc_keras.statistics.probabilities import softmax
 
 NAMES = ["lymphocyte", "monocyte", "myeloblast", "promyelocyte"]  # two of them abnormal
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from wbc_keras.config import TrainConfig
-from wbc_keras.devices import Devices, find_devices
 from wbc_keras.errors import ConfigError
 from wbc_keras.evaluate import evaluate
+from wbc_keras.training.devices import Devices, find_devices
 
 # Normalisation by each device's share of a batch, and its dropout, are not one device's.
 CONFIG = """\

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pytest
 
-import wbc_keras.download
-from wbc_keras.download import Download, fetch, is_archive, unpack, unpacked_folder
+import wbc_keras.sets.download
 from wbc_keras.errors import DataError
+from wbc_keras.sets.download import Download, fetch, is_archive, unpack, unpacked_folder
 
 BODY = random.Random(0).randbytes(300_000)
 
@@ -206,7 +206,7 @@ def test_server_that_stays_at_fault_is_named(site, tmp_path):
 
 
 def test_silent_server(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(wbc_keras.download, "_TIMEOUT", 0.1)
+    monkeypatch.setattr(wbc_keras.sets.download, "_TIMEOUT", 0.1)
     site.replies = [Reply(pause=0.5)]
     refusal = _refusal(lambda: fetch(_download(site), tmp_path, retries=0))
     assert "the server is silent" in refusal
@@ -243,7 +243,8 @@ def test_full_disk_is_one_line_and_what_arrived_is_kept(site, tmp_path):
     site.replies = [Reply()]
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from wbc_keras.download import Download, fetch; from wbc_keras.errors import DataError\n"
+        "from wbc_keras.errors import DataError\n"
+        "from wbc_keras.sets.download import Download, fetch\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))\n"
         "try: fetch(Download(*sys.argv[1:4]), Path(sys.argv[4]))\n"
         "except DataError as error: sys.exit(f'refused: {error}')"
@@ -428,7 +429,7 @@ def test_kill_while_unpacking_leaves_no_folder_and_the_next_call_clears_up(tmp_p
     entries = [(f"cells/{number}", b"cell" * 250) for number in range(10_000)]
     archive = _tar(tmp_path / "set.tar", *entries)
     code = (
-        "import sys; from pathlib import Path; from wbc_keras.download import unpack\n"
+        "import sys; from pathlib import Path; from wbc_keras.sets.download import unpack\n"
         "unpack(Path(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(archive)])

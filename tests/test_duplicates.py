@@ -8,7 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from wbc_keras.duplicates import SIDE, TURNS, Copies, compare, find_copies, fingerprint, shrink
+from wbc_keras.checking.duplicates import (
+    SIDE,
+    TURNS,
+    Copies,
+    compare,
+    find_copies,
+    fingerprint,
+    shrink,
+)
 from wbc_keras.synthetic import draw_cell
 
 

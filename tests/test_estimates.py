@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wbc_keras.estimates import Estimate, count, estimate, percent
+from wbc_keras.reporting.estimates import Estimate, count, estimate, percent
 
 GAP = "\N{NO-BREAK SPACE}"
 

@@ -19,21 +19,21 @@ from sklearn import metrics
 
 from wbc_keras.compare import main as compare
 from wbc_keras.config import dump_config, load_config
-from wbc_keras.decisions import read_decisions, write_decisions
 from wbc_keras.evaluate import main
 from wbc_keras.explain import main as explain
-from wbc_keras.gallery import choose_mistakes, read_heatmaps
 from wbc_keras.gradcam import Heatmaps
 from wbc_keras.manifest import read_manifest
-from wbc_keras.non_cells import KINDS
-from wbc_keras.novelty import read_novelty
+from wbc_keras.pictures.non_cells import KINDS
+from wbc_keras.pictures.prepared import prepare
 from wbc_keras.predict import predict
-from wbc_keras.predictions import class_columns, read_predictions
-from wbc_keras.prepared import prepare
+from wbc_keras.prediction.decisions import read_decisions, write_decisions
+from wbc_keras.prediction.novelty import read_novelty
+from wbc_keras.prediction.predictions import class_columns, read_predictions
+from wbc_keras.reporting.gallery import choose_mistakes, read_heatmaps
 from wbc_keras.runs import open_run
-from wbc_keras.second_look import rank_labels
 from wbc_keras.selection import select_cells
 from wbc_keras.splits import make_splits, write_splits
+from wbc_keras.statistics.second_look import rank_labels
 
 FILES = {"metrics.json", "per_class.csv", "predictions.csv", "confusion_matrix.png"}
 FILE = "predictions.csv"

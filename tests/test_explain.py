@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from wbc_keras.explain import choose_samples, main
-from wbc_keras.predictions import read_predictions
+from wbc_keras.prediction.predictions import read_predictions
 
 
 def probabilities(rows):

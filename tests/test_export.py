@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from wbc_keras.cells import load_cells
-from wbc_keras.decisions import read_decisions
 from wbc_keras.evaluate import main as evaluate
 from wbc_keras.export import export, main
-from wbc_keras.networks import load_model
+from wbc_keras.pictures.cells import load_cells
 from wbc_keras.predict import predict
-from wbc_keras.predictions import BOX_COLUMNS, class_columns, read_predictions
-from wbc_keras.predictor import load_classifier
+from wbc_keras.prediction.decisions import read_decisions
+from wbc_keras.prediction.networks import load_model
+from wbc_keras.prediction.predictions import BOX_COLUMNS, class_columns, read_predictions
+from wbc_keras.prediction.predictor import load_classifier
 from wbc_keras.runs import open_run
 
 # Run with -I in a folder elsewhere: no code of ours and no Keras can be imported.

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wbc_keras.faithfulness import (
+from wbc_keras.gradcam import Heatmaps
+from wbc_keras.layers import CBAM
+from wbc_keras.reporting.faithfulness_plots import plot_checks
+from wbc_keras.statistics.faithfulness import (
     STEPS,
     Regions,
     check_heatmaps,
@@ -20,9 +23,6 @@ from wbc_keras.faithfulness import (
     measure_curves,
     measure_energy,
 )
-from wbc_keras.faithfulness_plots import plot_checks
-from wbc_keras.gradcam import Heatmaps
-from wbc_keras.layers import CBAM
 from wbc_keras.synthetic import draw_cell
 
 SIZE = (24, 24)

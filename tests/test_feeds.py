@@ -8,12 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from wbc_keras.cells import Cells
 from wbc_keras.config import AugmentConfig
-from wbc_keras.feeds import CellFeed, TrainingFeed, augmented
-from wbc_keras.hosts import Hosts
-from wbc_keras.mixing import draw_mixing, mix, mix_targets
+from wbc_keras.pictures.cells import Cells
 from wbc_keras.pipeline import make_training_batches
+from wbc_keras.training.feeds import CellFeed, TrainingFeed, augmented
+from wbc_keras.training.hosts import Hosts
+from wbc_keras.training.mixing import draw_mixing, mix, mix_targets
 
 AUGMENT = AugmentConfig(stain=0.05)
 MIXED = dataclasses.replace(AUGMENT, mixup=0.4, cutmix=1.0)

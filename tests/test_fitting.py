@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras import fitting
-from wbc_keras.cells import Cells
 from wbc_keras.config import load_config
-from wbc_keras.devices import Devices
 from wbc_keras.errors import RunError
-from wbc_keras.fitting import (
+from wbc_keras.pictures.cells import Cells
+from wbc_keras.training import fitting
+from wbc_keras.training.devices import Devices
+from wbc_keras.training.fitting import (
     EpochKeeper,
     LabelledCells,
     Phase,
@@ -21,7 +21,7 @@ from wbc_keras.fitting import (
     plan_phases,
     should_stop,
 )
-from wbc_keras.training_state import TrainingState
+from wbc_keras.training.state import TrainingState
 
 CLASSES = 3
 COLUMNS = "epoch,phase,learning_rate,loss,accuracy,macro_f1,val_loss,val_accuracy,val_macro_f1"

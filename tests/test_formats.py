@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from wbc_keras import engines, formats
 from wbc_keras import export as export_command
 from wbc_keras import predict as predict_command
-from wbc_keras.cells import load_cells
 from wbc_keras.errors import RunError
 from wbc_keras.export import main
-from wbc_keras.formats import load_engine
-from wbc_keras.localize import locate, make_thumbnail
+from wbc_keras.pictures.cells import load_cells
+from wbc_keras.pictures.localize import locate, make_thumbnail
 from wbc_keras.predict import predict
-from wbc_keras.predictions import class_columns, read_predictions
+from wbc_keras.prediction import engines, formats
+from wbc_keras.prediction.formats import load_engine
+from wbc_keras.prediction.predictions import class_columns, read_predictions
 from wbc_keras.runs import open_run
 from wbc_keras.synthetic import CLASS_NAMES
 

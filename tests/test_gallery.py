@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras import gallery
 from wbc_keras.errors import DataError, RunError
-from wbc_keras.gallery import choose_mistakes, show_mistakes
-from wbc_keras.record import read_record
+from wbc_keras.reporting import gallery
+from wbc_keras.reporting.gallery import choose_mistakes, show_mistakes
+from wbc_keras.reporting.record import read_record
 
 
 def _table(*rows) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wbc_keras.headers import Header, HeaderError, as_stored, read_header
+from wbc_keras.pictures.headers import Header, HeaderError, as_stored, read_header
 
 _MODES = {"L": "grey", "LA": "grey", "1": "grey", "RGB": "RGB", "RGBA": "RGB", "P": "palette"}
 

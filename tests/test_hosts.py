@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wbc_keras.errors import ConfigError, DataError
-from wbc_keras.hosts import Hosts, Place, find_place
+from wbc_keras.training.hosts import Hosts, Place, find_place
 
 KERAS = {
     "KERAS_DISTRIBUTION_JOB_ADDRESSES": "10.0.0.1:1234",

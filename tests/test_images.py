@@ -17,8 +17,8 @@ import tensorflow as tf
 from PIL import Image
 
 from wbc_keras.errors import DataError
-from wbc_keras.headers import read_header
-from wbc_keras.images import BadImage, decode, find_bad_images, read_bytes, read_image
+from wbc_keras.pictures.headers import read_header
+from wbc_keras.pictures.images import BadImage, decode, find_bad_images, read_bytes, read_image
 
 
 @pytest.fixture

@@ -17,27 +17,34 @@ PACKAGE = Path(__file__).resolve().parent.parent / "wbc_keras"
 # A module imports from its own layer or an earlier one, never in a circle.
 LAYERS = (
     # 0: plain Python, NumPy, pandas; `commands` is here because every command stands on it
-    "__init__ errors commands progress config cache labels manifest splits group_search smear "
-    "synthetic score_tables metrics balance runs predictions selection download catalogue folds "
-    "agreement headers survey "
-    "duplicates checks check_report probabilities ranking bootstrap calibration selective "
-    "decisions proportions screening patients comparison novelty non_cells second_look estimates "
-    "latex tables pages record report_tables summary checklists gallery study_plan study_results "
-    "study_figures study_report model_folder review review.corrections review.worklist "
-    "shards pieces spread",
+    "__init__ balance cache calibration checking.checks checking.duplicates checking.report "
+    "commands config errors folds group_search labels manifest metrics pictures.headers "
+    "pictures.non_cells pictures.shards pictures.smear pictures.survey prediction.decisions "
+    "prediction.novelty prediction.pieces prediction.predictions prediction.spread progress "
+    "reporting.checklists reporting.estimates reporting.gallery reporting.latex reporting.pages "
+    "reporting.record reporting.report_tables reporting.score_tables reporting.summary "
+    "reporting.tables review review.corrections review.worklist runs selection "
+    "serving.model_folder sets.catalogue sets.download splits statistics.agreement "
+    "statistics.bootstrap statistics.comparison statistics.patients statistics.probabilities "
+    "statistics.proportions statistics.ranking statistics.screening statistics.second_look "
+    "statistics.selective studies.figures studies.plan studies.report studies.results synthetic",
     # 1: TensorFlow and Keras parts
-    "images stain localize intake warmup cells prepared packing augment mixing drawing pipeline "
-    "hosts feeds devices layers symmetries losses backbones engines",
+    "augment backbones layers losses pictures.cells pictures.images pictures.localize "
+    "pictures.packing pictures.prepared pictures.stain pipeline prediction.engines "
+    "prediction.intake prediction.symmetries serving.warmup training.devices training.drawing "
+    "training.feeds training.hosts training.mixing",
     # 2: assembly
-    "classifier averaging training_state fitting data_plan networks formats overlays inference "
-    "predictor archive scoring pretrained gradcam plots screening_plots screening_report "
-    "novelty_report second_look_report faithfulness faithfulness_plots verdicts data_check "
-    "report_page model_card study_plots provenance review.smears review.desk review.fragments "
-    "review.view review.page",
+    "checking.data_check classifier gradcam plots prediction.archive prediction.formats "
+    "prediction.inference prediction.networks prediction.overlays prediction.predictor "
+    "prediction.scoring pretrained reporting.faithfulness_plots reporting.model_card "
+    "reporting.novelty_report reporting.report_page reporting.screening_plots "
+    "reporting.screening_report reporting.second_look_report reporting.verdicts review.desk "
+    "review.fragments review.page review.smears review.view serving.provenance "
+    "statistics.faithfulness studies.plots training.averaging training.data_plan "
+    "training.fitting training.state",
     # 3: commands
-    "train evaluate explain predict score prepare roi export datasets compare merge report ship "
-    "study study_run "
-    "manifest.__main__ review.__main__",
+    "compare datasets evaluate explain export manifest.__main__ merge predict prepare report "
+    "review.__main__ roi score ship studies.work study train",
 )
 LAYER_OF = {module: layer for layer, names in enumerate(LAYERS) for module in names.split()}
 TENSORFLOW = {"tensorflow", "keras", "tf_keras_vis"}
@@ -55,10 +62,14 @@ def _dotted(path: Path) -> str:
 
 def _layer(module: str) -> int | None:
     """Return a module's layer; a folder's is that of its modules, but for its command."""
+    if module in FOLDERS:
+        return 0  # a name and a docstring
     return LAYER_OF.get(module, LAYER_OF.get(module.split(".")[0]))
 
 
 MODULES = {_dotted(path): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+# Folders that hold modules of several layers, and nothing of their own.
+FOLDERS = {name.split(".")[0] for name in LAYER_OF if "." in name} - LAYER_OF.keys()
 COMMANDS = sorted(
     name.removesuffix(".__main__")
     for name, tree in MODULES.items()
@@ -73,10 +84,9 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute: from wbc_keras.x import y"
-            if node.module == "wbc_keras":
-                yield from (f"wbc_keras.{alias.name}" for alias in node.names)
-            else:
-                yield str(node.module)
+            if str(node.module).split(".")[0] == "wbc_keras":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield str(node.module)
 
 
 def _own(module: str) -> set[str]:

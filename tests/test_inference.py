@@ -11,13 +11,13 @@ from test_overlays import lay
 from tf_keras_vis.gradcam import Gradcam
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from wbc_keras.cells import load_cells
 from wbc_keras.config import RoiConfig
-from wbc_keras.decisions import Decisions, read_decisions
-from wbc_keras.inference import CellClassifier
-from wbc_keras.networks import ask, load_model, load_network
-from wbc_keras.novelty import fit_novelty, read_novelty
-from wbc_keras.predictor import load_classifier
+from wbc_keras.pictures.cells import load_cells
+from wbc_keras.prediction.decisions import Decisions, read_decisions
+from wbc_keras.prediction.inference import CellClassifier
+from wbc_keras.prediction.networks import ask, load_model, load_network
+from wbc_keras.prediction.novelty import fit_novelty, read_novelty
+from wbc_keras.prediction.predictor import load_classifier
 from wbc_keras.runs import open_run
 
 
@@ -76,7 +76,7 @@ def test_novelty_is_that_of_the_run(run, cells, answers):
 
 def test_novelty_with_more_features_than_axes():
     """And distances that lie between, on and beyond the known ones."""
-    from wbc_keras.inference import NoveltyScore
+    from wbc_keras.prediction.inference import NoveltyScore
 
     rng = np.random.default_rng(0)
     novelty = fit_novelty(
@@ -176,7 +176,7 @@ def test_heatmaps_are_tf_keras_vis_own_in_the_pictures_frame(run, classifier, ce
 
 
 def crops(run, encoded):
-    from wbc_keras.cells import crop_encoded
+    from wbc_keras.pictures.cells import crop_encoded
 
     size = run.config.data.image_size
     names = [str(place) for place in range(len(encoded))]

@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from wbc_keras import intake
-from wbc_keras.images import BadImage, decode_picture, read_image
-from wbc_keras.intake import crop_held, take_in
-from wbc_keras.localize import crop, make_thumbnail
+from wbc_keras.pictures.images import BadImage, decode_picture, read_image
+from wbc_keras.pictures.localize import crop, make_thumbnail
+from wbc_keras.prediction import intake
+from wbc_keras.prediction.intake import crop_held, take_in
 
 
 def save(image, kind="PNG", **options):

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from wbc_keras.estimates import Estimate
-from wbc_keras.latex import escape, render_table
 from wbc_keras.report import report
+from wbc_keras.reporting.estimates import Estimate
+from wbc_keras.reporting.latex import escape, render_table
 
 FIGURE = Estimate(0.97123, 0.9, 1.0)
 PREAMBLE = (

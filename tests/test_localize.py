@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from wbc_keras.images import read_image
-from wbc_keras.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
+from wbc_keras.pictures.images import read_image
+from wbc_keras.pictures.localize import THUMBNAIL_SIZE, Roi, crop, locate, make_thumbnail
 from wbc_keras.synthetic import CLASS_NAMES, draw_cell
 
 MARGIN = 0.1

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.data_check import check_data
+from wbc_keras.checking.data_check import check_data
 from wbc_keras.manifest.__main__ import main
 
 

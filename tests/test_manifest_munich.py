@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from wbc_keras.config import load_config
-from wbc_keras.data_plan import plan_data
 from wbc_keras.errors import DataError, RunError
-from wbc_keras.images import find_bad_images, read_bytes, read_image
 from wbc_keras.manifest import Manifest, read_manifest
 from wbc_keras.manifest.munich import read_annotations
+from wbc_keras.pictures.images import find_bad_images, read_bytes, read_image
 from wbc_keras.splits import make_splits, read_splits, write_splits
 from wbc_keras.synthetic import draw_cell
 from wbc_keras.train import _require_same_splits, _write_plan
+from wbc_keras.training.data_plan import plan_data
 
 COLUMNS = ["file", "label", "group", "split", "reannotation_1", "reannotation_2"]
 COUNTS = {

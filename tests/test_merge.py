@@ -15,8 +15,8 @@ from wbc_keras.config import dump_config
 from wbc_keras.errors import RunError
 from wbc_keras.evaluate import evaluate
 from wbc_keras.merge import main, merge
-from wbc_keras.networks import load_model
-from wbc_keras.predictor import Predictor
+from wbc_keras.prediction.networks import load_model
+from wbc_keras.prediction.predictor import Predictor
 from wbc_keras.runs import open_run
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from wbc_keras import bootstrap, metrics
-from wbc_keras.bootstrap import plan_resampling
+from wbc_keras import metrics
 from wbc_keras.errors import DataError
 from wbc_keras.metrics import confusion_pairs, evaluate_predictions, per_class_table
-from wbc_keras.predictions import prediction_table, write_predictions
+from wbc_keras.prediction.predictions import prediction_table, write_predictions
 from wbc_keras.runs import write_json
+from wbc_keras.statistics import bootstrap
+from wbc_keras.statistics.bootstrap import plan_resampling
 
 NAMES = [f"class {c}" for c in range(6)]
 ABNORMAL = NAMES[:2]

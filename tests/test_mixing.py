@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wbc_keras.mixing import draw_mixing, mix
+from wbc_keras.training.mixing import draw_mixing, mix
 
 SIZE = 40
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from wbc_keras.checklists import make_checklist
-from wbc_keras.model_card import escape_markdown, render_card
-from wbc_keras.record import read_record
-from wbc_keras.report_tables import make_tables
+from wbc_keras.reporting.checklists import make_checklist
+from wbc_keras.reporting.model_card import escape_markdown, render_card
+from wbc_keras.reporting.record import read_record
+from wbc_keras.reporting.report_tables import make_tables
 
 # Mitchell et al. 2019, figure 1.
 SECTIONS = (

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 
 from wbc_keras.errors import RunError
-from wbc_keras.model_folder import add_version, list_versions, serve_version
+from wbc_keras.serving.model_folder import add_version, list_versions, serve_version
 
 
 def write(name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wbc_keras.non_cells import KINDS, draw_non_cell
+from wbc_keras.pictures.non_cells import KINDS, draw_non_cell
 from wbc_keras.synthetic import draw_cell
 
 SIZE = 96

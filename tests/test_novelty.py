@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from wbc_keras.errors import DataError, RunError
-from wbc_keras.novelty import (
+from wbc_keras.prediction.novelty import (
     NOVELTY_FILE,
     Distances,
     fit_novelty,

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib import colormaps
 
-from wbc_keras.overlays import draw_overlays, lay_in_frame
+from wbc_keras.prediction.overlays import draw_overlays, lay_in_frame
 
 BOXES = np.array([[0.25, 0.1, 0.75, 0.6], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 1.0, 1.0]], np.float32)
 SIZES = np.array([[40, 50], [30, 90], [20, 20]], np.int32)

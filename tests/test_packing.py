@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from wbc_keras.config import load_config
-from wbc_keras.data_plan import plan_data
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
 from wbc_keras.prepare import main
+from wbc_keras.training.data_plan import plan_data
 
 SETTINGS = ["data.image_size=[32, 32]", "split.validation=0.2"]
 

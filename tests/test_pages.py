@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from wbc_keras.pages import Page
+from wbc_keras.reporting.pages import Page
 
 PAGE = """<!doctype html><html><style>body { color: red }</style>
 <p title="a 'quoted' &amp; \"twice\"">Gr\u00f6\u00dfe</p></iframe>

@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error
 
 from wbc_keras.errors import DataError
-from wbc_keras.patients import count_patients
+from wbc_keras.statistics.patients import count_patients
 
 NAMES = ("blast", "lymphocyte", "promyelocyte", "smudge_cell")
 

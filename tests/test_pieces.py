@@ -5,11 +5,11 @@ from __future__ import annotations
 import fsspec
 import pytest
 
-from wbc_keras import pieces
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pieces import RowsPiece, ShardPiece, find_pieces, hash_names
-from wbc_keras.shards import pack
+from wbc_keras.pictures.shards import pack
+from wbc_keras.prediction import pieces
+from wbc_keras.prediction.pieces import RowsPiece, ShardPiece, find_pieces, hash_names
 
 
 @pytest.fixture

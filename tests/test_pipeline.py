@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from wbc_keras.augment import draw_uniforms, make_augmentation
-from wbc_keras.cells import Cells, StoredImages
 from wbc_keras.config import AugmentConfig
-from wbc_keras.drawing import count_steps
+from wbc_keras.pictures.cells import Cells, StoredImages
 from wbc_keras.pipeline import make_batches, make_training_batches
+from wbc_keras.training.drawing import count_steps
 
 AUGMENT = AugmentConfig()
 STILL = AugmentConfig(

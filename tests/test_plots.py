@@ -15,8 +15,8 @@ from sklearn.metrics import roc_auc_score
 from wbc_keras import plots
 from wbc_keras.calibration import bin_reliability
 from wbc_keras.metrics import evaluate_predictions
-from wbc_keras.predictions import BOX_COLUMNS
-from wbc_keras.selective import measure_selective
+from wbc_keras.prediction.predictions import BOX_COLUMNS
+from wbc_keras.statistics.selective import measure_selective
 
 NAMES = ["basophil", "eosinophil", "monocyte", "smudge cell"]
 

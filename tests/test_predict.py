@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from wbc_keras.predict import main, predict
-from wbc_keras.predictions import BOX_COLUMNS, class_columns, read_predictions
-from wbc_keras.predictor import Predictor
+from wbc_keras.prediction.predictions import BOX_COLUMNS, class_columns, read_predictions
+from wbc_keras.prediction.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

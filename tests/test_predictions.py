@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from wbc_keras.errors import DataError
-from wbc_keras.predictions import (
+from wbc_keras.prediction.predictions import (
     class_columns,
     prediction_table,
     read_predictions,

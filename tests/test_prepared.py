@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.cells import load_cells
 from wbc_keras.config import RoiConfig
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
+from wbc_keras.pictures.cells import load_cells
+from wbc_keras.pictures.prepared import prepare
 from wbc_keras.prepare import main
-from wbc_keras.prepared import prepare
 from wbc_keras.synthetic import draw_cell
 
 SIZE = (32, 40)
@@ -37,7 +37,7 @@ import sys
 from wbc_keras.config import RoiConfig
 from wbc_keras.manifest import read_manifest
 {first}
-from wbc_keras.prepared import prepare
+from wbc_keras.pictures.prepared import prepare
 print(prepare(read_manifest(sys.argv[1]), roi=RoiConfig(), image_size=(32, 40)).folder)
 """
 
@@ -158,7 +158,7 @@ def test_headers_decide_what_is_read_so_their_code_is_part_of_the_key(data, monk
     first = make(data).folder
     changed = tmp_path / "headers.py"
     changed.write_text("MAX_PIXELS = 1")
-    monkeypatch.setattr("wbc_keras.headers.__file__", str(changed))
+    monkeypatch.setattr("wbc_keras.pictures.headers.__file__", str(changed))
     assert make(data).folder != first
 
 
@@ -169,7 +169,8 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_a_store(data, cache):
     # Killed by itself, at a moment between two chunks.
     first = """
     import os, signal
-    from wbc_keras import cells, prepared
+    from wbc_keras.pictures import cells
+    from wbc_keras.pictures import prepared
     whole = cells.iter_chunks
     def stop(paths, **settings):
         chunks = whole(paths, **settings)
@@ -369,7 +370,7 @@ def test_a_million_pictures_stay_under_a_gigabyte_and_a_half(tmp_path):
     from wbc_keras.config import AugmentConfig
     from wbc_keras.manifest.table import make_manifest
     from wbc_keras.pipeline import make_training_batches
-    from wbc_keras.prepared import Prepared
+    from wbc_keras.pictures.prepared import Prepared
     from pathlib import Path
     n = 1_000_000
     files = [f"class_{i % 15:02d}/patient_{i % 997:04d}_cell_{i:07d}.jpg" for i in range(n)]

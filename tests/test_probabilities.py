@@ -5,7 +5,7 @@ import pytest
 from scipy import special
 
 from wbc_keras.errors import DataError
-from wbc_keras.probabilities import check_probabilities, divide, softmax
+from wbc_keras.statistics.probabilities import check_probabilities, divide, softmax
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 7.0])

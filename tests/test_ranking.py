@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from wbc_keras.ranking import Ranking
+from wbc_keras.statistics.ranking import Ranking
 
 
 def simulate(n=300, seed=0):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wbc_keras.errors import RunError
-from wbc_keras.record import read_record
+from wbc_keras.reporting.record import read_record
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from wbc_keras.checklists import make_checklist
-from wbc_keras.gallery import show_mistakes
-from wbc_keras.record import read_record
-from wbc_keras.report_page import render_page
-from wbc_keras.report_tables import make_tables
+from wbc_keras.reporting.checklists import make_checklist
+from wbc_keras.reporting.gallery import show_mistakes
+from wbc_keras.reporting.record import read_record
+from wbc_keras.reporting.report_page import render_page
+from wbc_keras.reporting.report_tables import make_tables
 
 
 def _page(run: Path, *, pictures: bool = True) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wbc_keras.estimates import Estimate
-from wbc_keras.record import read_record
-from wbc_keras.report_tables import NAMES, make_tables
-from wbc_keras.tables import Table, sort_key
+from wbc_keras.reporting.estimates import Estimate
+from wbc_keras.reporting.record import read_record
+from wbc_keras.reporting.report_tables import NAMES, make_tables
+from wbc_keras.reporting.tables import Table, sort_key
 
 
 @pytest.fixture(scope="module")

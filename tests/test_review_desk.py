@@ -21,7 +21,7 @@ from wbc_keras.errors import DataError, RunError
 from wbc_keras.evaluate import main as evaluate
 from wbc_keras.manifest import read_manifest
 from wbc_keras.manifest.reviews import read_rows
-from wbc_keras.predictor import Predictor
+from wbc_keras.prediction.predictor import Predictor
 from wbc_keras.train import main as train
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install .[review])")

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from wbc_keras.manifest.reviews import Review, standing
-from wbc_keras.predictions import prediction_table
+from wbc_keras.prediction.predictions import prediction_table
 from wbc_keras.review.worklist import (
     Filters,
     agree,

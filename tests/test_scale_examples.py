@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from wbc_keras.config import load_config
-from wbc_keras.hosts import find_place
 from wbc_keras.train import main
+from wbc_keras.training.hosts import find_place
 
 
 @pytest.fixture

@@ -18,19 +18,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras import pieces
-from wbc_keras.archive import part_folder
 from wbc_keras.manifest import read_manifest
+from wbc_keras.pictures.shards import pack, read_shard
 from wbc_keras.predict import predict
+from wbc_keras.prediction import pieces
+from wbc_keras.prediction.archive import part_folder
+from wbc_keras.prediction.scoring import Scorer
 from wbc_keras.score import main
-from wbc_keras.scoring import Scorer
-from wbc_keras.shards import pack, read_shard
 
 SHARDS, EACH = 12, 50
 COUNT = SHARDS * EACH
 COMMAND = """
 import resource, sys
-from wbc_keras import commands, pieces
+from wbc_keras import commands
+from wbc_keras.prediction import pieces
 commands.load_tensorflow()
 pieces.ROWS = {rows}
 {first}
@@ -214,7 +215,7 @@ def fill():
 """
 FULL_AT_ONCE = f"{FULL}\nfill()"
 FULL_LATER = f"""{FULL}
-from wbc_keras.scoring import Scorer
+from wbc_keras.prediction.scoring import Scorer
 score = Scorer.__call__
 Scorer.__call__ = lambda *arguments: (score(*arguments), fill())[0]
 """

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics
 
 from wbc_keras.errors import DataError
-from wbc_keras.screening import screen
+from wbc_keras.statistics.screening import screen
 
 NAMES = ("blast", "lymphocyte", "monocyte", "promyelocyte")
 ABNORMAL = ("blast", "promyelocyte")

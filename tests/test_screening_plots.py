@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from wbc_keras import screening_plots as plots
-from wbc_keras.comparison import compare_models
-from wbc_keras.patients import count_patients
 from wbc_keras.plots import save_figure
-from wbc_keras.screening import screen
+from wbc_keras.reporting import screening_plots as plots
+from wbc_keras.statistics.comparison import compare_models
+from wbc_keras.statistics.patients import count_patients
+from wbc_keras.statistics.screening import screen
 
 NAMES = ("blast", "lymphocyte", "monocyte", "promyelocyte")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from wbc_keras.errors import DataError
-from wbc_keras.second_look import rank_labels
+from wbc_keras.statistics.second_look import rank_labels
 
 NAMES = ("a", "b", "c")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wbc_keras.errors import DataError
-from wbc_keras.selective import find_threshold, measure_selective, trace_risk_coverage
+from wbc_keras.statistics.selective import find_threshold, measure_selective, trace_risk_coverage
 
 
 def two_classes(confidence, correct):

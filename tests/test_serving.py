@@ -22,7 +22,7 @@ import tensorflow as tf
 import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from wbc_keras import model_folder
+from wbc_keras.serving import model_folder
 
 
 @pytest.fixture(scope="module")

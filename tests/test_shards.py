@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from wbc_keras.errors import DataError, RunError
 from wbc_keras.manifest import read_manifest
+from wbc_keras.pictures.shards import list_shard, pack, read_shard
 from wbc_keras.prepare import main
-from wbc_keras.shards import list_shard, pack, read_shard
 
 
 @pytest.fixture

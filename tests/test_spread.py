@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from wbc_keras.errors import DataError, RunError
-from wbc_keras.pieces import ShardPiece
-from wbc_keras.spread import Plan, plan_workers, spread
+from wbc_keras.prediction.pieces import ShardPiece
+from wbc_keras.prediction.spread import Plan, plan_workers, spread
 
 PIECES = {number: ShardPiece(f"{number}.tar", f"{number}.tar") for number in range(4)}
 
@@ -68,8 +68,8 @@ def test_nothing_to_do_starts_nothing():
 RAY = """
 import os
 from wbc_keras.errors import DataError, RunError
-from wbc_keras.pieces import ShardPiece
-from wbc_keras.spread import spread
+from wbc_keras.prediction.pieces import ShardPiece
+from wbc_keras.prediction.spread import spread
 
 KIND = {kind!r}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from wbc_keras.stain import (
+from wbc_keras.pictures.stain import (
     count_stain,
     enlarge,
     grow,

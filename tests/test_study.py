@@ -18,9 +18,9 @@ import pandas as pd
 import pytest
 
 from wbc_keras.errors import RunError
+from wbc_keras.studies.plan import load_study
+from wbc_keras.studies.work import check_cells, in_own_process
 from wbc_keras.study import main, read_study
-from wbc_keras.study_plan import load_study
-from wbc_keras.study_run import check_cells, in_own_process
 
 STUDY = """\
 name: tiny
@@ -156,7 +156,7 @@ class TestKilledAndResumed:
         assert "On **macro F1**" in seen["printed"][1]
 
     def test_runs_are_ordinary_ones_without_what_is_heavy(self, study):
-        from wbc_keras.record import read_record
+        from wbc_keras.reporting.record import read_record
 
         record = read_record(study[0] / "runs" / "cbam" / "seed0")
         assert record.run.config.model.attention == "cbam"

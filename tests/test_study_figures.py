@@ -11,7 +11,7 @@ from simulated_study import CLASSES, GRID, GRID_SKILLS, SKILLS, make_cells, read
 from sklearn import metrics
 
 from wbc_keras.errors import RunError
-from wbc_keras.study_figures import FIGURES, measure_study
+from wbc_keras.studies.figures import FIGURES, measure_study
 
 
 @pytest.fixture

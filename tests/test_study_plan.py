@@ -8,7 +8,7 @@ import pytest
 
 from wbc_keras.config import load_config
 from wbc_keras.errors import ConfigError
-from wbc_keras.study_plan import load_study
+from wbc_keras.studies.plan import load_study
 
 BASE = """\
 base:

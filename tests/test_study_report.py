@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from simulated_study import GRID, GRID_SKILLS, SKILLS, read_study, simulate
 
-from wbc_keras.comparison import Difference
 from wbc_keras.plots import save_figure
-from wbc_keras.study_figures import measure_study
-from wbc_keras.study_plots import plot_study
-from wbc_keras.study_report import StudyReport, explain, verdict
+from wbc_keras.statistics.comparison import Difference
+from wbc_keras.studies.figures import measure_study
+from wbc_keras.studies.plots import plot_study
+from wbc_keras.studies.report import StudyReport, explain, verdict
 
 
 @pytest.fixture

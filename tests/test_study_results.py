@@ -13,7 +13,7 @@ from simulated_study import CLASSES, STUDY, read_study, simulate, write_run
 from wbc_keras.config import load_config
 from wbc_keras.errors import RunError
 from wbc_keras.runs import Run
-from wbc_keras.study_results import read_results, write_failure, write_result
+from wbc_keras.studies.results import read_results, write_failure, write_result
 
 SKILLS = {"plain": 1.0, "better": 2.5, "same": 1.0}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from wbc_keras.estimates import percent
-from wbc_keras.record import read_record
-from wbc_keras.summary import headlines, limits, summarise
+from wbc_keras.reporting.estimates import percent
+from wbc_keras.reporting.record import read_record
+from wbc_keras.reporting.summary import headlines, limits, summarise
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from wbc_keras.errors import DataError
-from wbc_keras.survey import Survey, survey_once, survey_pictures
+from wbc_keras.pictures.survey import Survey, survey_once, survey_pictures
 
 
 def png(image: np.ndarray) -> bytes:

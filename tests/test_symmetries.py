@@ -13,12 +13,12 @@ import pytest
 from wbc_keras.classifier import average_symmetries, build_classifier
 from wbc_keras.config import ModelConfig, dump_config, load_config
 from wbc_keras.errors import ConfigError
-from wbc_keras.faithfulness import draw_attention
 from wbc_keras.gradcam import Heatmaps
-from wbc_keras.networks import load_model
-from wbc_keras.predictor import Predictor
+from wbc_keras.prediction.networks import load_model
+from wbc_keras.prediction.predictor import Predictor
+from wbc_keras.prediction.symmetries import MakeViews, MergeViews
 from wbc_keras.runs import open_run
-from wbc_keras.symmetries import MakeViews, MergeViews
+from wbc_keras.statistics.faithfulness import draw_attention
 from wbc_keras.synthetic import draw_cell
 
 SETTINGS = ModelConfig("mobilenetv2", weights="none", symmetries=8)

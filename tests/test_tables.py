@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from wbc_keras.estimates import Estimate
-from wbc_keras.tables import Table
+from wbc_keras.reporting.estimates import Estimate
+from wbc_keras.reporting.tables import Table
 
 
 def parse(html: str) -> ElementTree.Element:

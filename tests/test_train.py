@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 
 from wbc_keras.config import load_config
-from wbc_keras.data_plan import plan_data
-from wbc_keras.decisions import fit_decisions, read_decisions
 from wbc_keras.predict import predict
-from wbc_keras.predictions import class_columns
+from wbc_keras.prediction.decisions import fit_decisions, read_decisions
+from wbc_keras.prediction.predictions import class_columns
 from wbc_keras.train import main
+from wbc_keras.training.data_plan import plan_data
 
 NAMES = {"config.yaml", "environment.json", "classes.json", "splits.csv", "history.csv"}
 

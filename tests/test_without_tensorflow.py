@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from jax_processes import environment, make_site, start
 
-from wbc_keras.predictions import class_columns
+from wbc_keras.prediction.predictions import class_columns
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,10 +26,10 @@ load_backend()
 import keras, numpy as np
 assert keras.backend.backend() == "jax" and "tensorflow" not in sys.modules
 from wbc_keras.config import load_config
-from wbc_keras.data_plan import plan_data
-from wbc_keras.decisions import read_decisions
-from wbc_keras.networks import ask, load_network
-from wbc_keras.probabilities import softmax
+from wbc_keras.training.data_plan import plan_data
+from wbc_keras.prediction.decisions import read_decisions
+from wbc_keras.prediction.networks import ask, load_network
+from wbc_keras.statistics.probabilities import softmax
 from wbc_keras.runs import open_run
 run = open_run(sys.argv[1])
 plan = plan_data(run.config)

@@ -55,7 +55,8 @@ def main() -> int:
 
 
 def prepare_tiny() -> None:
-    from wbc_keras import classifier, fitting
+    from wbc_keras import classifier
+    from wbc_keras.training import fitting
 
     if classifier.build_classifier is build:
         return

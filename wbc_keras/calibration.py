@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from wbc_keras.bootstrap import DRAWS, Interval, bootstrap_intervals, plan_resampling
 from wbc_keras.errors import DataError
-from wbc_keras.probabilities import Array, Integers, check_probabilities, divide, softmax
+from wbc_keras.statistics.bootstrap import DRAWS, Interval, bootstrap_intervals, plan_resampling
+from wbc_keras.statistics.probabilities import Array, Integers, check_probabilities, divide, softmax
 
 CALIBRATION_BINS = 15
 BIASED = ("ece", "adaptive_ece")  # noise in a bin counts as a gap

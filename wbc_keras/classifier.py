@@ -12,7 +12,7 @@ from wbc_keras.backbones import build_backbone, copy_weights, is_head, load_weig
 from wbc_keras.config import ModelConfig
 from wbc_keras.errors import RunError
 from wbc_keras.layers import CBAM, SqueezeExcitation
-from wbc_keras.symmetries import MakeViews, MergeViews
+from wbc_keras.prediction.symmetries import MakeViews, MergeViews
 
 
 def build_classifier(

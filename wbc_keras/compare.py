@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from wbc_keras.comparison import Comparison, Difference
+    from wbc_keras.statistics.comparison import Comparison, Difference
 
 _FILES = frozenset({"comparison.json", "differences.csv", "per_class.csv", "comparison.png"})
 _SHOWN = ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc", "abnormal_auroc", "ece")
@@ -66,7 +66,7 @@ def compare(
     Raises:
         WbcError: fewer than two runs, no predictions, or not of the same cells and classes.
     """
-    from wbc_keras.comparison import compare_models
+    from wbc_keras.statistics.comparison import compare_models
 
     names = _name_runs(folders)
     folder = Path(output) if output else _default_output(names)
@@ -130,7 +130,7 @@ class _Scored:
 
 
 def _read_run(folder: Path) -> _Scored:
-    from wbc_keras.predictions import class_columns, read_predictions
+    from wbc_keras.prediction.predictions import class_columns, read_predictions
 
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; give the folders that train wrote")
@@ -210,9 +210,9 @@ def _write(
     comparisons: Sequence[Comparison],
     groups: Sequence[str] | None,
 ) -> None:
-    from wbc_keras.comparison import class_table, difference_table
     from wbc_keras.plots import save_figure
-    from wbc_keras.screening_plots import plot_differences
+    from wbc_keras.reporting.screening_plots import plot_differences
+    from wbc_keras.statistics.comparison import class_table, difference_table
 
     summary: dict[str, Any] = {
         "samples": len(first.table),

@@ -11,10 +11,10 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from wbc_keras.catalogue import CATALOGUE, PublicSet, find
 from wbc_keras.commands import make_parser, run_action
-from wbc_keras.download import fetch, is_archive, unpack, unpacked_folder
 from wbc_keras.errors import DataError
+from wbc_keras.sets.catalogue import CATALOGUE, PublicSet, find
+from wbc_keras.sets.download import fetch, is_archive, unpack, unpacked_folder
 
 _WIDTH = 96
 _LABEL = 10
@@ -81,7 +81,7 @@ def get(public: str | PublicSet, folder: str | Path) -> Path:
 
 def _agreement(arguments: argparse.Namespace) -> None:
     # Here, not above: --help has no use for pandas.
-    from wbc_keras.agreement import expert_agreement, format_agreement
+    from wbc_keras.statistics.agreement import expert_agreement, format_agreement
 
     print(format_agreement(expert_agreement(arguments.path)))
 

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wbc_keras.agreement import ExpertAgreement
     from wbc_keras.metrics import Evaluation
+    from wbc_keras.reporting.verdicts import Verdicts
     from wbc_keras.selection import Selection
-    from wbc_keras.verdicts import Verdicts
+    from wbc_keras.statistics.agreement import ExpertAgreement
 
 _PLOTS = {"confusion_matrix.png", "per_class.png", "roc.png", "reliability.png"}
 _PLOTS |= {"risk_coverage.png"}
@@ -139,7 +139,7 @@ def _evaluate(
     """Score each run's model on its cells, all as one set, and write ``folder``."""
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
-    from wbc_keras.verdicts import ask_run, pool
+    from wbc_keras.reporting.verdicts import ask_run, pool
 
     verdicts = pool([ask_run(run, selection) for run, selection in parts])
     evaluation = verdicts.score()
@@ -170,12 +170,12 @@ def write_evaluation(
         notes: what ``metrics.json`` says beside them.
     """
     from wbc_keras import plots
-    from wbc_keras.gallery import write_heatmaps
     from wbc_keras.metrics import confusion_pairs, per_class_table
-    from wbc_keras.novelty_report import write_novelty_report
-    from wbc_keras.predictions import write_predictions
-    from wbc_keras.screening_report import write_screening
-    from wbc_keras.second_look_report import write_second_look
+    from wbc_keras.prediction.predictions import write_predictions
+    from wbc_keras.reporting.gallery import write_heatmaps
+    from wbc_keras.reporting.novelty_report import write_novelty_report
+    from wbc_keras.reporting.screening_report import write_screening
+    from wbc_keras.reporting.second_look_report import write_second_look
 
     truth, probabilities = verdicts.labels, verdicts.probabilities
     names, table = verdicts.class_names, verdicts.table()
@@ -220,7 +220,7 @@ def _write_experts(
     folder: Path, experts: ExpertAgreement, rows: pd.DataFrame, predicted: Sequence[str]
 ) -> None:
     """Write ``experts.json``, the model beside them."""
-    from wbc_keras.agreement import compare_reannotations
+    from wbc_keras.statistics.agreement import compare_reannotations
 
     scored = compare_reannotations(rows, model=predicted)
     figures = {"scored_cells": scored and scored.to_json(), "all_cells": experts.to_json()}
@@ -245,7 +245,7 @@ def _write_calibration(folder: Path, verdicts: Verdicts) -> Axes:
 def _write_selective(folder: Path, verdicts: Verdicts) -> Axes:
     """Write ``selective.json``, what withholding unsure answers gives, and return its plot."""
     from wbc_keras import plots
-    from wbc_keras.selective import measure_selective
+    from wbc_keras.statistics.selective import measure_selective
 
     selective = measure_selective(
         verdicts.labels, verdicts.probabilities, accepted=verdicts.accepted, groups=verdicts.groups

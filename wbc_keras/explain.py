@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from wbc_keras.cells import Cells
-    from wbc_keras.faithfulness import Checks
     from wbc_keras.gradcam import Heatmaps
+    from wbc_keras.pictures.cells import Cells
     from wbc_keras.selection import Selection
+    from wbc_keras.statistics.faithfulness import Checks
 
 _METHODS = ("gradcam", "gradcam++", "scorecam")
 _FILES = frozenset({"cells.png", "cells.csv", "checks.json", "checks.png"})
@@ -93,8 +93,8 @@ def explain(
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
     from wbc_keras.gradcam import Heatmaps
-    from wbc_keras.networks import load_model
-    from wbc_keras.verdicts import predict_cells
+    from wbc_keras.prediction.networks import load_model
+    from wbc_keras.reporting.verdicts import predict_cells
 
     cells, own = predict_cells(opened, selection)
     probabilities = selection.merge(own)
@@ -151,9 +151,9 @@ def _check(
     heatmaps: Heatmaps, selection: Selection, cells: Cells, probabilities: np.ndarray
 ) -> tuple[Checks, list[str]]:
     """Return the checks of the heatmaps, and the patients of the cells they were made on."""
-    from wbc_keras.faithfulness import check_heatmaps, find_regions
-    from wbc_keras.images import read_image
-    from wbc_keras.novelty import spread_over_classes
+    from wbc_keras.pictures.images import read_image
+    from wbc_keras.prediction.novelty import spread_over_classes
+    from wbc_keras.statistics.faithfulness import check_heatmaps, find_regions
 
     chosen = spread_over_classes(selection.labels(), _CHECKED[heatmaps.method])
     table, images = selection.manifest.table.iloc[chosen], cells.images[chosen]
@@ -164,8 +164,8 @@ def _check(
 
 
 def _write_checks(folder: Path, checks: Checks, groups: list[str]) -> None:
-    from wbc_keras.faithfulness_plots import plot_checks
     from wbc_keras.plots import save_figure
+    from wbc_keras.reporting.faithfulness_plots import plot_checks
 
     runs.write_json(folder / "checks.json", checks.to_json(groups))
     save_figure(cast("Figure", plot_checks(checks)[0].figure), folder / "checks.png")

@@ -10,7 +10,7 @@ from pathlib import Path
 from wbc_keras import runs
 from wbc_keras.commands import load_tensorflow, make_parser, run_action
 from wbc_keras.errors import RunError
-from wbc_keras.headers import MAX_PIXELS
+from wbc_keras.pictures.headers import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _action(arguments: argparse.Namespace) -> None:
         return
     if arguments.format != "saved_model":
         load_tensorflow()
-        from wbc_keras.formats import export_format
+        from wbc_keras.prediction.formats import export_format
 
         folder = export_format(arguments.run, arguments.format, output=arguments.output)
         print(f"{arguments.format}  {folder}")
@@ -86,7 +86,7 @@ def export(
         RunError: no finished run, a model that cannot be loaded, ``output`` holds something else
             than versions of a model, or cannot be written: then it is as it was.
     """
-    from wbc_keras.model_folder import add_version, list_versions
+    from wbc_keras.serving.model_folder import add_version, list_versions
 
     opened = runs.open_run(run)
     folder = _model_folder(opened, output)
@@ -95,8 +95,8 @@ def export(
     load_tensorflow()
     import tensorflow as tf
 
-    from wbc_keras.predictor import EXTRA, load_classifier
-    from wbc_keras.provenance import find_absent, write_extras
+    from wbc_keras.prediction.predictor import EXTRA, load_classifier
+    from wbc_keras.serving.provenance import find_absent, write_extras
 
     classifier = load_classifier(opened, max_pixels=max_pixels)
     absent = find_absent(classifier.decisions, classifier.novelty)
@@ -134,7 +134,7 @@ def rollback(run: str | Path, version: int, *, output: str | Path | None = None)
     Raises:
         RunError: no run folder, or no such version.
     """
-    from wbc_keras.model_folder import serve_version
+    from wbc_keras.serving.model_folder import serve_version
 
     return serve_version(_model_folder(runs.open_run(run, needs_model=False), output), version)
 

@@ -16,7 +16,7 @@ from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
 from tf_keras_vis.scorecam import Scorecam
 from tf_keras_vis.utils.scores import CategoricalScore
 
-from wbc_keras.overlays import activation_maps
+from wbc_keras.prediction.overlays import activation_maps
 
 METHODS = ("gradcam", "gradcam++", "scorecam")
 FEATURES = "features"

@@ -61,9 +61,9 @@ def merge(
         WbcError: the runs do not go together, or their cells cannot be had.
     """
     from wbc_keras.classifier import merge_classifiers
-    from wbc_keras.data_plan import plan_data
-    from wbc_keras.networks import load_model
+    from wbc_keras.prediction.networks import load_model
     from wbc_keras.train import fit_around
+    from wbc_keras.training.data_plan import plan_data
 
     members = [runs.open_run(folder) for folder in folders]
     target = Path(output)

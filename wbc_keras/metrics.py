@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wbc_keras.bootstrap import DRAWS, Interval, bootstrap_intervals, plan_resampling
 from wbc_keras.calibration import BIASED, CalibrationScorer
 from wbc_keras.errors import DataError
-from wbc_keras.probabilities import Array, Integers, check_probabilities, divide
-from wbc_keras.ranking import Ranking
-from wbc_keras.score_tables import tabulate_classes, tabulate_figures
+from wbc_keras.reporting.score_tables import tabulate_classes, tabulate_figures
+from wbc_keras.statistics.bootstrap import DRAWS, Interval, bootstrap_intervals, plan_resampling
+from wbc_keras.statistics.probabilities import Array, Integers, check_probabilities, divide
+from wbc_keras.statistics.ranking import Ranking
 
 _ENOUGH_CELLS = 20  # a class of fewer makes a macro figure noisy
 _PAIRS_NAMED = 10

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from wbc_keras.augment import make_augmentation
-from wbc_keras.cells import Cells
 from wbc_keras.config import AugmentConfig
-from wbc_keras.drawing import count_steps, is_mixed, make_draw
-from wbc_keras.mixing import mix
+from wbc_keras.pictures.cells import Cells
+from wbc_keras.training.drawing import count_steps, is_mixed, make_draw
+from wbc_keras.training.mixing import mix
 
 
 def make_batches(

@@ -24,9 +24,9 @@ from sklearn.metrics import roc_curve
 
 from wbc_keras.calibration import Reliability
 from wbc_keras.metrics import Evaluation
-from wbc_keras.predictions import ACCEPTED, BOX_COLUMNS
+from wbc_keras.prediction.predictions import ACCEPTED, BOX_COLUMNS
 from wbc_keras.runs import replacing
-from wbc_keras.selective import Selective
+from wbc_keras.statistics.selective import Selective
 
 _COLORS = sns.color_palette("colorblind")
 _BLUE, _ORANGE, _GREEN, _GREY = _COLORS[0], _COLORS[1], _COLORS[2], (0.6, 0.6, 0.6)

@@ -16,8 +16,8 @@ from wbc_keras.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from wbc_keras.archive import Tally
     from wbc_keras.manifest import Manifest
+    from wbc_keras.prediction.archive import Tally
 
 # As in `formats`, whose import would load TensorFlow.
 ENGINES = ("auto", "tensorflow", "openvino", "onnx", "litert")
@@ -69,8 +69,8 @@ def predict(
     manifest = _read(data)
     import pandas as pd
 
-    from wbc_keras.archive import classify_chunks
-    from wbc_keras.predictor import Predictor
+    from wbc_keras.prediction.archive import classify_chunks
+    from wbc_keras.prediction.predictor import Predictor
 
     predictor = Predictor.load(model, engine=engine, workers=os.cpu_count() or 1)
     return pd.concat(classify_chunks(predictor, manifest), ignore_index=True)
@@ -103,8 +103,8 @@ def predict_archive(
     _check_output(path)
     manifest = _read(data)
     _check_apart(manifest, data, path, folder, resume=resume)
-    from wbc_keras.archive import classify_archive, describe
-    from wbc_keras.predictor import Predictor, find_model
+    from wbc_keras.prediction.archive import classify_archive, describe
+    from wbc_keras.prediction.predictor import Predictor, find_model
 
     about = describe(find_model(model), manifest, engine=engine, overlays=folder)
     predictor = Predictor.load(

@@ -22,7 +22,7 @@ from wbc_keras.errors import DataError
 
 if TYPE_CHECKING:
     from wbc_keras.manifest import Manifest
-    from wbc_keras.prepared import Prepared
+    from wbc_keras.pictures.prepared import Prepared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def _source_of(folder: Path) -> str:
 
 def _pack_shards(arguments: argparse.Namespace) -> None:
     from wbc_keras.manifest import read_manifest
-    from wbc_keras.shards import pack
+    from wbc_keras.pictures.shards import pack
 
     manifest = read_manifest(arguments.data, labelled=False)
     paths = pack(manifest, Path(arguments.output), count=arguments.shards)
@@ -113,7 +113,7 @@ def _pack_shards(arguments: argparse.Namespace) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, overrides=arguments.set).with_source(arguments.data)
     manifest, prepared = prepare_cells(config)
-    from wbc_keras.images import describe_bad
+    from wbc_keras.pictures.images import describe_bad
 
     found = int(prepared.found.sum())
     print(f"cells {len(prepared.found)}  found {found}  bad pictures {len(prepared.bad)}")
@@ -130,7 +130,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _pack(config: Config, manifest: Manifest, prepared: Prepared, folder: Path) -> None:
-    from wbc_keras.packing import pack
+    from wbc_keras.pictures.packing import pack
 
     if manifest.packed:
         raise DataError(f"{manifest.packed}: is packed already; copy the folder")
@@ -152,7 +152,7 @@ def prepare_cells(config: Config) -> tuple[Manifest, Prepared]:
         settings.source, label_column=settings.label_column, synthetic=settings.synthetic
     )
     load_tensorflow()
-    from wbc_keras.prepared import prepare
+    from wbc_keras.pictures.prepared import prepare
 
     return manifest, prepare(manifest, roi=config.roi, image_size=settings.image_size)
 

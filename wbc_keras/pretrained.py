@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from wbc_keras.networks import load_model
+from wbc_keras.prediction.networks import load_model
 from wbc_keras.runs import open_run
 
 
@@ -17,7 +17,7 @@ def load_pretrained(name: str) -> keras.Model:
     Returns:
         a model from cropped cells, RGB 0-255 ``(batch, height, width, 3)``, to logits, float32
         ``(batch, classes)``. For whole pictures, with the crop, calibrated probabilities and the
-        classes' names, there is ``wbc_keras.predictor.Predictor.load(name)``.
+        classes' names, there is ``wbc_keras.prediction.predictor.Predictor.load(name)``.
 
     Raises:
         RunError: there is no such model; those there are are named.

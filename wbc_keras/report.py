@@ -51,12 +51,12 @@ def report(
     Raises:
         WbcError: no run folder, a damaged file in it, or ``data`` that cannot be read.
     """
-    from wbc_keras.checklists import make_checklist
-    from wbc_keras.gallery import show_mistakes
-    from wbc_keras.model_card import render_card
-    from wbc_keras.record import read_record
-    from wbc_keras.report_page import render_page
-    from wbc_keras.report_tables import NAMES, make_tables
+    from wbc_keras.reporting.checklists import make_checklist
+    from wbc_keras.reporting.gallery import show_mistakes
+    from wbc_keras.reporting.model_card import render_card
+    from wbc_keras.reporting.record import read_record
+    from wbc_keras.reporting.report_page import render_page
+    from wbc_keras.reporting.report_tables import NAMES, make_tables
 
     record = read_record(run)
     folder = record.run.folder

@@ -121,7 +121,7 @@ def write_boxes(
     _check_outputs(manifest, data, output=output, masks=masks, preview=preview)
     # TensorFlow is loaded only when the request itself is sound.
     load_tensorflow()
-    from wbc_keras.images import require_readable
+    from wbc_keras.pictures.images import require_readable
 
     require_readable(manifest.paths())
     located = _locate_all(manifest, roi or RoiConfig())
@@ -144,7 +144,7 @@ def _locate_all(manifest: Manifest, roi: RoiConfig) -> Iterator[Located]:
     import numpy as np
     import tensorflow as tf
 
-    from wbc_keras.localize import locate
+    from wbc_keras.pictures.localize import locate
 
     find = tf.function(locate, reduce_retracing=True)
     files = list(manifest.table["file"])
@@ -162,8 +162,8 @@ def _locate_all(manifest: Manifest, roi: RoiConfig) -> Iterator[Located]:
 
 
 def _read_small(path: Path) -> tuple[tuple[int, int], np.ndarray]:
-    from wbc_keras.images import read_image
-    from wbc_keras.localize import make_thumbnail
+    from wbc_keras.pictures.images import read_image
+    from wbc_keras.pictures.localize import make_thumbnail
 
     image = read_image(path)
     return image.shape[:2], make_thumbnail(image).numpy()

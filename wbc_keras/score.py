@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from wbc_keras.commands import load_tensorflow, make_parser, run_action
-from wbc_keras.spread import ENGINES
+from wbc_keras.prediction.spread import ENGINES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _action(arguments: argparse.Namespace) -> None:
     load_tensorflow()
-    from wbc_keras.scoring import score_archive
+    from wbc_keras.prediction.scoring import score_archive
 
     started = time.monotonic()
     tally = score_archive(

@@ -15,9 +15,9 @@ from wbc_keras.commands import add_settings, make_parser, run_action
 from wbc_keras.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from wbc_keras.study_plan import Cell, Study
-    from wbc_keras.study_report import StudyReport
-    from wbc_keras.study_results import Result
+    from wbc_keras.studies.plan import Cell, Study
+    from wbc_keras.studies.report import StudyReport
+    from wbc_keras.studies.results import Result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _action(arguments: argparse.Namespace) -> None:
-    from wbc_keras.study_plan import load_study
+    from wbc_keras.studies.plan import load_study
 
     study = load_study(arguments.config, overrides=arguments.set, data=arguments.data)
     folder = Path(arguments.output) if arguments.output else Path("artifacts") / study.name
@@ -54,7 +54,7 @@ def run_study(study: Study, *, output: str | Path, resume: bool = False) -> Stud
     ``if __name__ == "__main__":``.
 
     Args:
-        study: of `study_plan.load_study`.
+        study: of `studies.plan.load_study`.
         output: the study's folder; must be empty or missing unless ``resume``.
         resume: keep what is finished, go on with the run that was in flight from its last epoch,
             and try again what failed.
@@ -92,15 +92,15 @@ def read_study(study: Study, folder: str | Path) -> StudyReport:
     """Read what a study has found so far, of its folder or of its ``results`` alone.
 
     Args:
-        study: of `study_plan.load_study`; it may have further settings by now.
+        study: of `studies.plan.load_study`; it may have further settings by now.
         folder: the study's.
 
     Raises:
         RunError: a file is damaged, or of a run with other settings than the study has now.
     """
-    from wbc_keras.study_figures import measure_study
-    from wbc_keras.study_report import StudyReport
-    from wbc_keras.study_results import read_results
+    from wbc_keras.studies.figures import measure_study
+    from wbc_keras.studies.report import StudyReport
+    from wbc_keras.studies.results import read_results
 
     results = tuple(read_results(Path(folder), study.cells()).values())
     return StudyReport(study, measure_study(study, results), results)
@@ -116,7 +116,7 @@ def plan_study(study: Study, folder: Path) -> None:
     Raises:
         WbcError: all that is wrong, in one line.
     """
-    from wbc_keras.study_run import check_cells, in_own_process
+    from wbc_keras.studies.work import check_cells, in_own_process
 
     finished, todo = _read_progress(study, folder)
     if todo:
@@ -130,7 +130,7 @@ def plan_study(study: Study, folder: Path) -> None:
 
 def _read_progress(study: Study, folder: Path) -> tuple[list[Result], list[Cell]]:
     """Return the results of the finished runs, and the runs that are to be made."""
-    from wbc_keras.study_results import read_results
+    from wbc_keras.studies.results import read_results
 
     cells = list(study.cells())
     results = read_results(folder, cells)
@@ -148,7 +148,7 @@ def _require_study(folder: Path) -> None:
 
 def _remove_scored_models(study: Study, folder: Path) -> None:
     """Remove the models that a kill left between a run's result and their removal."""
-    from wbc_keras.study_run import RUNS, remove_heavy
+    from wbc_keras.studies.work import RUNS, remove_heavy
 
     for one in _read_progress(study, folder)[0]:
         remove_heavy(folder / RUNS / one.cell.name)
@@ -190,8 +190,8 @@ def _hours(seconds: float) -> str:
 
 def _run(cell: Cell, folder: Path, *, keep_model: bool) -> str | None:
     """Make one run; return why it failed, if it did, which is kept with the results."""
-    from wbc_keras.study_results import write_failure
-    from wbc_keras.study_run import in_own_process, train_and_score
+    from wbc_keras.studies.results import write_failure
+    from wbc_keras.studies.work import in_own_process, train_and_score
 
     log = folder / "logs" / f"{cell.name.replace('/', '-')}.txt"
     try:
@@ -205,7 +205,7 @@ def _run(cell: Cell, folder: Path, *, keep_model: bool) -> str | None:
 def _write_report(study: Study, folder: Path) -> StudyReport:
     """Write study.csv, study.md and study.png from what is there."""
     from wbc_keras.plots import save_figure
-    from wbc_keras.study_plots import plot_study
+    from wbc_keras.studies.plots import plot_study
 
     report = read_study(study, folder)
     table = report.table().to_csv(index=False, float_format="%.6g")
@@ -244,7 +244,7 @@ def _require_no_failure(report: StudyReport, folder: Path) -> None:
 
 
 def _print_outcome(folder: Path, report: StudyReport) -> None:
-    from wbc_keras.study_report import explain
+    from wbc_keras.studies.report import explain
 
     for paragraph in explain(report.figures):
         print(paragraph)

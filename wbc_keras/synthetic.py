@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from wbc_keras.config import SyntheticConfig
-from wbc_keras.smear import (
+from wbc_keras.pictures.smear import (
     FIELD_WIDTH,
     Slide,
     Stain,

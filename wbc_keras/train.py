@@ -14,14 +14,14 @@ from wbc_keras import runs
 from wbc_keras.commands import add_settings, load_backend, make_parser, run_action
 from wbc_keras.config import Config, dump_config, load_config
 from wbc_keras.errors import ConfigError, RunError
-from wbc_keras.hosts import ALONE, Hosts, Place, announced, find_place, join
+from wbc_keras.training.hosts import ALONE, Hosts, Place, announced, find_place, join
 
 if TYPE_CHECKING:
     import keras
 
-    from wbc_keras.cells import Cells
-    from wbc_keras.data_plan import DataPlan
-    from wbc_keras.devices import Devices
+    from wbc_keras.pictures.cells import Cells
+    from wbc_keras.training.data_plan import DataPlan
+    from wbc_keras.training.devices import Devices
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _train(config: Config, folder: Path, hosts: Hosts, *, resume: bool, dry_run:
     if keras.backend.backend() == "tensorflow":
         _run_in_order()
     from wbc_keras.backbones import check_weights
-    from wbc_keras.data_plan import plan_data
+    from wbc_keras.training.data_plan import plan_data
 
     def plan_here() -> DataPlan:
         check_weights(config.model)
@@ -182,9 +182,9 @@ def train_planned(
     import numpy as np
 
     from wbc_keras.classifier import build_classifier
-    from wbc_keras.devices import find_devices
-    from wbc_keras.fitting import fit
     from wbc_keras.losses import build_loss
+    from wbc_keras.training.devices import find_devices
+    from wbc_keras.training.fitting import fit
 
     train_labels = plan.labels()[plan.assignment == "train"]
     devices = find_devices(config.train)
@@ -225,9 +225,9 @@ def train_planned(
 
 def fit_around(run: runs.Run, plan: DataPlan) -> None:
     """Fit what surrounds the best model: temperature, thresholds, novelty; and keep it."""
-    from wbc_keras.decisions import fit_decisions, write_decisions
-    from wbc_keras.networks import ask, load_network
-    from wbc_keras.novelty import FIT_CELLS, fit_novelty, write_novelty
+    from wbc_keras.prediction.decisions import fit_decisions, write_decisions
+    from wbc_keras.prediction.networks import ask, load_network
+    from wbc_keras.prediction.novelty import FIT_CELLS, fit_novelty, write_novelty
 
     network = load_network(run)
     train, validation = plan.load("train", at_most=FIT_CELLS), plan.load("validation")
@@ -296,7 +296,7 @@ def _print_banner(
 ) -> None:
     import pandas as pd
 
-    from wbc_keras.fitting import cell_weights
+    from wbc_keras.training.fitting import cell_weights
 
     table = plan.table()
     counts = pd.crosstab(table["label"], table["split"]).reindex(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from wbc_keras.checking.data_check import FILES, check_data
 from wbc_keras.commands import make_parser, run_action
-from wbc_keras.data_check import FILES, check_data
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _action(arguments: argparse.Namespace) -> None:
-    from wbc_keras.checks import PROBLEMS, count_findings
+    from wbc_keras.checking.checks import PROBLEMS, count_findings
 
     result = check_data(arguments.data, output=arguments.output)
     print(f"{result.pictures:,} pictures checked, {len(result.findings):,} findings")

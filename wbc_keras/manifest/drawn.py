@@ -16,7 +16,8 @@ from wbc_keras.manifest.table import MANIFEST, Manifest
 def read_synthetic(settings: SyntheticConfig) -> Manifest:
     """Draw cells, or find them drawn."""
     # Here, not above: drawing needs OpenCV, reading a table does not.
-    from wbc_keras import smear, synthetic
+    from wbc_keras import synthetic
+    from wbc_keras.pictures import smear
 
     # The drawing code belongs to the key: other code draws other cells.
     source = b"".join(Path(str(module.__file__)).read_bytes() for module in (smear, synthetic))

@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 
 from wbc_keras.errors import DataError
-from wbc_keras.images import BadImage, decode_picture, read_file
 from wbc_keras.manifest import read_manifest
 from wbc_keras.manifest.reviews import Review, now
-from wbc_keras.predictor import Predictor, find_model
-from wbc_keras.record import read_checks
+from wbc_keras.pictures.images import BadImage, decode_picture, read_file
+from wbc_keras.prediction.predictor import Predictor, find_model
+from wbc_keras.reporting.record import read_checks
+from wbc_keras.reporting.summary import say_heatmaps
 from wbc_keras.review.corrections import Corrections
 from wbc_keras.review.smears import Smear, Source, open_uploads
 from wbc_keras.runs import open_run
-from wbc_keras.summary import say_heatmaps
 
 _SHOWN = 720  # pixels, the longer side of an opened cell
 _EXPLAINED = 1600  # pixels, the longer side from which a picture is made smaller for its heatmap

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wbc_keras.check_report import make_thumbnail
-from wbc_keras.gallery import embed
+from wbc_keras.checking.report import make_thumbnail
 from wbc_keras.labels import cell_type, is_abnormal
 from wbc_keras.manifest.reviews import Review
-from wbc_keras.predictions import BOX_COLUMNS, ERROR, NOVELTY
-from wbc_keras.report_page import make_templates
+from wbc_keras.prediction.predictions import BOX_COLUMNS, ERROR, NOVELTY
+from wbc_keras.reporting.gallery import embed
+from wbc_keras.reporting.report_page import make_templates
 from wbc_keras.review.desk import Desk, Opened
 from wbc_keras.review.smears import Smear
 from wbc_keras.review.worklist import (

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from wbc_keras import runs
-from wbc_keras.archive import classify_chunks
 from wbc_keras.cache import hash_file
-from wbc_keras.cells import CHUNK
 from wbc_keras.manifest import Manifest, read_manifest
-from wbc_keras.predictor import Predictor
+from wbc_keras.pictures.cells import CHUNK
+from wbc_keras.prediction.archive import classify_chunks
+from wbc_keras.prediction.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from wbc_keras.agreement import MODEL, PairAgreement, compare
-from wbc_keras.bootstrap import Interval
 from wbc_keras.labels import abnormal_classes, blast_classes, counted_classes
 from wbc_keras.manifest.reviews import Review
-from wbc_keras.predictions import ACCEPTED, ERROR, NOVELTY
-from wbc_keras.proportions import wilson
+from wbc_keras.prediction.predictions import ACCEPTED, ERROR, NOVELTY
+from wbc_keras.statistics.agreement import MODEL, PairAgreement, compare
+from wbc_keras.statistics.bootstrap import Interval
+from wbc_keras.statistics.proportions import wilson
 
 FOREIGN = 0.99  # novelty from which a cell is unlike what the model has learned
 

@@ -1,0 +1,1 @@
+"""What is wrong with a set of cells before a model is built on it."""

@@ -1,0 +1,1 @@
+"""Pictures: read, drawn, and turned into cropped cells."""

@@ -1,0 +1,1 @@
+"""From encoded pictures to answers: one picture, a batch, an archive."""

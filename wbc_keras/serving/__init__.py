@@ -1,0 +1,1 @@
+"""What lies around a model that TensorFlow Serving takes."""

@@ -1,0 +1,1 @@
+"""Settings compared on every fold: plan, work, figures, report."""
