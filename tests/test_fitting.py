@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wbc_keras.config import load_config
+from wbc_keras.classifier import build_classifier
+from wbc_keras.config import ModelConfig, load_config
 from wbc_keras.errors import RunError
 from wbc_keras.pictures.cells import Cells
 from wbc_keras.training import fitting
@@ -301,3 +302,26 @@ def test_damaged_state_is_named(tmp_path):
     (tmp_path / "training_state.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(RunError, match=r"training_state\.npz: cannot be read.*another --output"):
         train(tmp_path)
+
+
+# Mixed precision
+
+
+def test_a_model_trained_in_mixed_precision_is_kept_in_float32(tmp_path):
+    """Another device or engine would round bfloat16 otherwise, to probabilities 1e-2 apart."""
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
+    config = ModelConfig(backbone="mobilenetv2", weights="none", attention="cbam")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = build_classifier(config, num_classes=CLASSES, image_size=(32, 32))
+    before = model(images, training=False).numpy()
+    fitting.save_model(model, tmp_path / "model.keras")
+    np.testing.assert_array_equal(model(images, training=False).numpy(), before)
+
+    kept = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert {layer.compute_dtype for layer in kept._flatten_layers()} == {"float32"}
+    keras.config.set_dtype_policy("float32")
+    plain = build_classifier(config, num_classes=CLASSES, image_size=(32, 32))
+    plain.set_weights(model.get_weights())
+    after = kept(images, training=False).numpy()
+    np.testing.assert_allclose(after, plain(images, training=False).numpy(), atol=1e-6)
+    assert np.abs(after - before).max() > 1e-4  # so the policy did something

@@ -57,7 +57,8 @@ def trained(tmp_path_factory, train_arguments, drawn_cells):
     (tmp / "site").mkdir()
     environ = environment(make_site(tmp / "site"))
     arguments = ["--config", config, "--data", tmp / "pack", "--output", folder]
-    arguments += ["--set", "train.epochs=1"]
+    # As on a GPU; what is kept computes in float32 all the same.
+    arguments += ["--set", "train.epochs=1", "--set", "train.precision=mixed_bfloat16"]
     run(environ, ["-m", "wbc_keras.train"], arguments, tmp / "train.log")
     run(environ, ["-c", ASK], [folder, tmp / "answers.npz"], tmp / "ask.log")
     return folder, np.load(tmp / "answers.npz")

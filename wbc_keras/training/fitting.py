@@ -181,9 +181,22 @@ class EpochKeeper(keras.callbacks.Callback):
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Write the network alone, without the optimizer, whole or not at all."""
-    with runs.replacing(path) as temporary:
-        keras.Model(model.input, model.output, name=model.name).save(temporary)
+    """Write the network alone, without the optimizer and in float32, whole or not at all.
+
+    Mixed precision is a way to train. The weights are float32 all along, and so computes whoever
+    loads the file, on any device and engine: in bfloat16 two of them would differ in the third
+    digit.
+    """
+    mixed = [one for one in model.layers if one.compute_dtype != one.variable_dtype]
+    policies = [layer.dtype_policy for layer in mixed]
+    try:
+        for layer in mixed:
+            layer.dtype_policy = "float32"
+        with runs.replacing(path) as temporary:
+            keras.Model(model.input, model.output, name=model.name).save(temporary)
+    finally:
+        for layer, policy in zip(mixed, policies, strict=True):
+            layer.dtype_policy = policy
 
 
 def _compile(
