@@ -242,54 +242,60 @@ def _fit_phase(
     devices: Devices,
     keeper: EpochKeeper,
 ) -> None:
-    settings, classes = config.train, model.output_shape[-1]
+    size, classes = config.train.batch_size, model.output_shape[-1]
     first = max(phase.epochs.start, keeper.state.last_epoch + 1)
-
-    def targets(labels: np.ndarray) -> np.ndarray:
-        # A mixture of two cells is of two classes, and metrics want one form throughout.
-        one_hot = is_mixed(config.augment)
-        return np.eye(classes, dtype=np.float32)[labels] if one_hot else labels
-
-    drawing: dict[str, Any] = {
-        "augment": config.augment,
-        "weights_from": _first_weighted_epoch(config),
-        "sampling_balance": settings.sampling_balance,
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-        "epochs": range(first, phase.epochs.stop),
-    }
-    weights = cell_weights(train.labels, config=config, classes=classes)
+    epochs = range(first, phase.epochs.stop)
     callbacks: list[keras.callbacks.Callback] = [keeper.average, keeper]
     validation_data = None
-    if _on_jax():
-        batches = TrainingFeed(
-            train.cells, targets(train.labels), weights, hosts=devices.hosts, **drawing
-        )
-    else:
-        from wbc_keras.pipeline import make_batches, make_training_batches
-
-        batches = make_training_batches(train.cells, targets(train.labels), weights, **drawing)
+    if not _on_jax():
         board = keras.callbacks.TensorBoard(keeper.folder / "tensorboard", write_graph=False)
         callbacks.append(board)
-        validation_data = make_batches(
-            validation.cells, targets(validation.labels), batch_size=settings.batch_size
-        )
     if _on_jax() or devices.count > 1:
         # Keras would ask for batches that the devices can share, and count what fills them up.
-        validation_data = None
         loss = build_loss(config.loss, np.bincount(train.labels, minlength=classes))
-        ask = devices.answerer(keeper.network, settings.batch_size)
+        ask = devices.answerer(keeper.network, size)
         callbacks.insert(0, Validation(validation, ask, loss=loss, average=keeper.average))
+    else:
+        from wbc_keras.pipeline import make_batches
+
+        targets = _targets(validation.labels, config=config, classes=classes)
+        validation_data = make_batches(validation.cells, targets, batch_size=size)
     model.fit(
-        batches,
-        initial_epoch=first,
-        epochs=phase.epochs.stop,
-        steps_per_epoch=count_steps(len(train.cells), settings.batch_size),
+        _draw_batches(train, config=config, devices=devices, classes=classes, epochs=epochs),
+        initial_epoch=epochs.start,
+        epochs=epochs.stop,
+        steps_per_epoch=count_steps(len(train.cells), size),
         shuffle=False,  # the dataset is shuffled already
         validation_data=validation_data,
         callbacks=callbacks,
         verbose=keras_verbosity() if devices.hosts.is_first else 0,
     )
+
+
+def _draw_batches(
+    train: LabelledCells, *, config: Config, devices: Devices, classes: int, epochs: range
+) -> Any:
+    """Return what `fit` takes the batches of these epochs from."""
+    targets = _targets(train.labels, config=config, classes=classes)
+    weights = cell_weights(train.labels, config=config, classes=classes)
+    drawing: dict[str, Any] = {
+        "augment": config.augment,
+        "weights_from": _first_weighted_epoch(config),
+        "sampling_balance": config.train.sampling_balance,
+        "batch_size": config.train.batch_size,
+        "seed": config.train.seed,
+        "epochs": epochs,
+    }
+    if _on_jax():
+        return TrainingFeed(train.cells, targets, weights, hosts=devices.hosts, **drawing)
+    from wbc_keras.pipeline import make_training_batches
+
+    return make_training_batches(train.cells, targets, weights, **drawing)
+
+
+def _targets(labels: np.ndarray, *, config: Config, classes: int) -> np.ndarray:
+    # A mixture of two cells is of two classes, and metrics want one form throughout.
+    return np.eye(classes, dtype=np.float32)[labels] if is_mixed(config.augment) else labels
 
 
 class Validation(keras.callbacks.Callback):
