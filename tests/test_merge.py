@@ -133,3 +133,11 @@ def test_nothing_is_overwritten(pair, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty"):
         merge(pair, output=tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"members": [{"name": "one"}]}'])
+def test_damaged_list_of_members_is_told(pair, tmp_path, text):
+    run = Path(shutil.copytree(pair[0], tmp_path / "run"))
+    (run / "merged.json").write_text(text)
+    with pytest.raises(RunError, match=r"merged\.json: is damaged"):
+        print(open_run(run).members)

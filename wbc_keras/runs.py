@@ -194,12 +194,19 @@ class Run:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """What it is the mean of, a text for each; () for a run that was trained."""
+        """What it is the mean of, a text for each; () for a run that was trained.
+
+        Raises:
+            RunError: the file that says so is damaged.
+        """
         path = self.folder / MERGED_FILE
         if not path.exists():
             return ()
-        members = json.loads(path.read_text(encoding="utf-8"))["members"]
-        return tuple(f"{one['name']} ({one['network']})" for one in members)
+        try:
+            members = json.loads(path.read_text(encoding="utf-8"))["members"]
+            return tuple(f"{one['name']} ({one['network']})" for one in members)
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{path}: is damaged; restore it, or average the runs again") from None
 
     @property
     def splits_path(self) -> Path:
