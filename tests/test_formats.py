@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -76,6 +78,35 @@ def test_large_batches_are_shared_among_the_cores_in_order(exported, scored, cou
     answer = engines.open_engine(name, folder)(images)
     assert answer.features.shape[0] == count
     np.testing.assert_allclose(answer.probabilities, expected, atol=1e-4)
+
+
+# Whoever imports NumPy from C++ for the first time dawdles, so that other threads come by.
+RACE = """
+import builtins, sys, threading, time
+from pathlib import Path
+import numpy as np
+from wbc_keras.prediction.engines import open_engine
+engine = open_engine(sys.argv[1], Path(sys.argv[2]), workers=4)
+plain = builtins.__import__
+def slow(name, *rest, **more):
+    time.sleep(0.3 * name.startswith("numpy"))
+    return plain(name, *rest, **more)
+builtins.__import__ = slow
+images, barrier = np.zeros((4, 48, 48, 3), np.uint8), threading.Barrier(4)
+def ask():
+    barrier.wait()
+    engine(images)
+threads = [threading.Thread(target=ask) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_first_answers_of_several_threads_do_not_wait_for_each_other(exported):
+    name, folder = exported
+    if name == "keras":
+        pytest.skip("no engine of ours")
+    subprocess.run([sys.executable, "-c", RACE, name, str(folder)], check=True, timeout=90)
 
 
 def test_threads_share_an_engine(trained_run, scored):

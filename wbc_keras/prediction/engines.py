@@ -131,6 +131,10 @@ def _compile_openvino(path: Path, streams: int, threads: int) -> Engine:
         "INFERENCE_NUM_THREADS": threads,
     }
     compiled = openvino.Core().compile_model(path, "CPU", settings)
+    # The first view of a tensor in a process makes a static of OpenVINO's Python module while the
+    # interpreter's lock is free: two threads there wait for each other, for ever (tried: OpenVINO
+    # 2026.4). So the first one is had here, by one thread.
+    _ = openvino.Tensor(np.zeros(1, np.float32)).data
     own = _PerThread(compiled.create_infer_request)
 
     def answer(images: np.ndarray) -> Answer:
