@@ -5,9 +5,9 @@
 Each is the command itself in a process of its own, start of TensorFlow included: `prepare`, `train`
 (one epoch on prepared cells), `evaluate --split all`, `score`. Then what two processes make of it:
 `train` on JAX from packed cells as one process and as two that share each batch, and `score` as two
-at once on half of the cells each. "Growth" is the time that the last doubling added over what the
-doubling before it added: 2 where a cell costs the same among many as among few, whatever a command
-costs to start. The figures are written as scaling.csv, and drawn as scaling.png.
+at once on half of the cells each. "Growth" is what a cell of the last doubling cost over what one of
+those before it did: 1 where a cell costs the same among many as among few, whatever a command costs
+to start. The figures are written as scaling.csv, and drawn as scaling.png.
 """
 
 from __future__ import annotations
@@ -178,7 +178,8 @@ def print_growth(table) -> None:
     for step, rows in table.groupby("step", sort=False):
         seconds, cells = list(rows["seconds"]), list(rows["cells"])
         each = (seconds[-1] - seconds[0]) / (cells[-1] - cells[0])
-        growth = (seconds[3] - seconds[2]) / (seconds[2] - seconds[1])
+        before = (seconds[-2] - seconds[0]) / (cells[-2] - cells[0])
+        growth = (seconds[-1] - seconds[-2]) / (cells[-1] - cells[-2]) / before
         more = rows["memory"].iloc[-1] - rows["memory"].iloc[0]
         start = seconds[0] - each * cells[0]
         print(f"{step:15} {start:8.1f} {1e3 * each:10.2f} {growth:7.2f} {more:8.0f}")
