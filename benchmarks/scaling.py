@@ -5,9 +5,9 @@
 Each is the command itself in a process of its own, start of TensorFlow included: `prepare`, `train`
 (one epoch on prepared cells), `evaluate --split all`, `score`. Then what two processes make of it:
 `train` on JAX from packed cells as one process and as two that share each batch, and `score` as two
-at once on half of the cells each. "Growth" is what a cell of the last doubling cost over what one of
-those before it did: 1 where a cell costs the same among many as among few, whatever a command costs
-to start. The figures are written as scaling.csv, and drawn as scaling.png.
+at once on half of the cells each. "Growth" is what a cell of the last doubling cost over one of the
+cells before it: 1 where a cell costs the same among many as among few, whatever a command costs to
+start. The figures are written as scaling.csv, and drawn as scaling.png.
 """
 
 from __future__ import annotations
