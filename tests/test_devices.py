@@ -82,7 +82,7 @@ def test_more_devices_than_there_are():
 
 def test_one_device_needs_no_strategy():
     devices = find_devices(TrainConfig(devices=1))
-    assert (devices.count, devices.plan) == (1, None)
+    assert (devices.count, devices.strategy) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from wbc_keras.errors import ConfigError, DataError
@@ -103,5 +108,43 @@ def test_alone_a_mistake_stays_as_it_is():
     assert Hosts().everywhere(lambda: None) is None
     assert Hosts().on_first(lambda: True)
     assert not Hosts().on_first(lambda: False)
+    assert not Hosts().on_first(lambda: None)
     Hosts().require_equal(config=1)
     assert Hosts().send(b"state") == b"state"
+
+
+ANNOUNCED = """
+import time
+from wbc_keras.training.hosts import announced
+
+try:
+    with announced():
+        print("ready", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group")
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(signal.SIGINT, "interrupted\n"), (signal.SIGKILL, "error: process 2 was killed, or ended")],
+)
+def test_an_end_is_told_once(root, number, told):
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANNOUNCED],
+        env=os.environ | KERAS | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    # Ctrl-C reaches the whole group, what watches the process too; the system kills one.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    # Read to the end: until the watcher has ended, too.
+    said, _ = process.communicate(timeout=30)
+    assert said.startswith(told)
+    assert said.count("\n") == 1

@@ -2,11 +2,12 @@
 
 Environment: TINY_CPUS splits the processor into so many devices (TensorFlow; JAX has XLA_FLAGS),
 TINY_DUMP is a folder for the weights and the history that each process ends with, TINY_FAIL is the
-number of the process whose disk is full.
+number of the process whose disk gives no more.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -71,7 +72,8 @@ def prepare_tiny() -> None:
 
     def fit(model: Any, **options: Any) -> Any:
         if os.environ.get("TINY_FAIL") == os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0"):
-            raise OSError(28, "No space left on device", "images.bin")
+            # In words that JAX has, too, for the loss of another process.
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable", "images.bin")
         history = original(model, **options)
         if folder := os.environ.get("TINY_DUMP"):
             dump(Path(folder), model, history)

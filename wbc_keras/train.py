@@ -179,16 +179,10 @@ def train_planned(
         WbcError: a setting that does not fit the network or the classes.
     """
     import keras
-    import numpy as np
 
     from wbc_keras.classifier import build_classifier
-    from wbc_keras.losses import build_loss
-    from wbc_keras.training.devices import find_devices
-    from wbc_keras.training.fitting import fit
 
-    train_labels = plan.labels()[plan.assignment == "train"]
-    devices = find_devices(config.train)
-    devices.require_shares(config.train.batch_size, len(train_labels))
+    devices = hosts.everywhere(lambda: _find_devices(config, plan))
     keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(devices.precision)
     try:
@@ -196,31 +190,46 @@ def train_planned(
             model = build_classifier(
                 config.model, num_classes=len(plan.class_names), image_size=config.data.image_size
             )
-            # Now, before the folder is written: loss.alpha may not fit the classes.
-            build_loss(config.loss, np.bincount(train_labels, minlength=len(plan.class_names)))
             if hosts.is_first:
                 _print_banner(config, plan, model=model, devices=devices, folder=folder)
-            if dry_run:
-                return folder
-            hosts.on_first(lambda: _write_plan(config, plan, folder))
-            train_cells, validation_cells = plan.load("train"), plan.load("validation")
-            if hosts.is_first:
-                _print_found(config.roi.mode, train_cells.cells, validation_cells.cells)
-            fit(
-                model,
-                train=train_cells,
-                validation=validation_cells,
-                config=config,
-                folder=folder,
-                devices=devices,
-            )
+            if not dry_run:
+                _fit(model, config, plan, devices=devices, folder=folder)
     finally:
         keras.config.set_dtype_policy("float32")
-    if hosts.is_first:
+    if hosts.is_first and not dry_run:
         fit_around(runs.Run(folder, config, plan.class_names), plan)
         # Last: its absence, beside a history, says that the run is finished.
         (folder / "training_state.npz").unlink(missing_ok=True)
     return folder
+
+
+def _find_devices(config: Config, plan: DataPlan) -> Devices:
+    """Return what the training runs on, once it is known to fit the cells and their classes."""
+    import numpy as np
+
+    from wbc_keras.losses import build_loss
+    from wbc_keras.training.devices import find_devices
+
+    labels = plan.labels()[plan.assignment == "train"]
+    devices = find_devices(config.train)
+    devices.require_shares(config.train.batch_size, len(labels))
+    # Now, before the folder is written: loss.alpha may not fit the classes.
+    build_loss(config.loss, np.bincount(labels, minlength=len(plan.class_names)))
+    return devices
+
+
+def _fit(
+    model: keras.Model, config: Config, plan: DataPlan, *, devices: Devices, folder: Path
+) -> None:
+    """Begin the run folder, load the cells and train."""
+    from wbc_keras.training.fitting import fit
+
+    hosts = devices.hosts
+    hosts.on_first(lambda: _write_plan(config, plan, folder))
+    train, validation = hosts.everywhere(lambda: (plan.load("train"), plan.load("validation")))
+    if hosts.is_first:
+        _print_found(config.roi.mode, train.cells, validation.cells)
+    fit(model, train=train, validation=validation, config=config, folder=folder, devices=devices)
 
 
 def fit_around(run: runs.Run, plan: DataPlan) -> None:
@@ -274,7 +283,7 @@ def _require_same_splits(folder: Path, plan: DataPlan) -> None:
         )
 
 
-def _write_plan(config: Config, plan: DataPlan, folder: Path) -> bool:
+def _write_plan(config: Config, plan: DataPlan, folder: Path) -> None:
     from wbc_keras.labels import abnormal_classes
     from wbc_keras.splits import write_splits
 
@@ -288,7 +297,6 @@ def _write_plan(config: Config, plan: DataPlan, folder: Path) -> bool:
     if plan.bad:
         rows = "".join(f"{image}\n" for image in plan.bad)
         runs.write_text(folder / "bad_images.txt", rows)
-    return True
 
 
 def _print_banner(

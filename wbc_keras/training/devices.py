@@ -32,7 +32,8 @@ class Devices:
         count: how many there are.
         precision: Keras's dtype policy.
         jit_compile: whether XLA compiles the step.
-        plan: the strategy or distribution that shares the batches, None for one device.
+        strategy: Keras's distribution or TensorFlow's strategy that shares the batches, None for
+            one device.
         hosts: this process among those of the training.
     """
 
@@ -40,7 +41,7 @@ class Devices:
     count: int
     precision: str
     jit_compile: bool
-    plan: Any = None
+    strategy: Any = None
     hosts: Hosts = ALONE
 
     def __str__(self) -> str:
@@ -50,7 +51,7 @@ class Devices:
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return what a network is built, compiled and trained within."""
-        return self.plan.scope() if self.plan is not None else contextlib.nullcontext()
+        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
 
     def require_shares(self, batch_size: int, cells: int) -> None:
         """Raise ConfigError if a batch cannot be shared out evenly."""
@@ -67,11 +68,11 @@ class Devices:
 
         On several hosts all of them must call it, and get the same.
         """
-        if self.plan is None:
+        if self.strategy is None:
             return lambda cells: predict_all(model, cells, batch_size=batch_size)
         size = -(-batch_size // self.count) * self.count
-        answer = _answer_jax if keras.backend.backend() == "jax" else _answer_tensorflow
-        step = answer(self, model)
+        on_jax = keras.backend.backend() == "jax"
+        step = _answer_jax(self, model) if on_jax else _answer_tensorflow(model)
 
         def ask(cells: Cells) -> np.ndarray:
             starts = range(0, len(cells), size)
@@ -120,34 +121,32 @@ def _find_tensorflow(settings: TrainConfig) -> Devices:
     count = _count(settings, len(names), kind)
     strategy = tf.distribute.MirroredStrategy(names[:count]) if count > 1 else None
     jit = kind == "GPU" if settings.jit_compile == "auto" else settings.jit_compile
-    return Devices(kind, count, _precision(settings, kind), jit, plan=strategy)
+    return Devices(kind, count, _precision(settings, kind), jit, strategy=strategy)
 
 
 def _find_jax(settings: TrainConfig) -> Devices:
     import jax
 
     kind = jax.default_backend().upper()
-    count = jax.process_count()
-    here = _count(settings, jax.local_device_count(), kind)
+    hosts = Hosts(jax.process_index(), jax.process_count())
+    each = _count(settings, jax.local_device_count(), kind)
     names = [
         f"{device.platform}:{device.id}"
-        for host in range(count)
-        for device in jax.local_devices(process_index=host)[:here]
+        for index in range(hosts.count)
+        for device in jax.local_devices(process_index=index)[:each]
     ]
     # Each process gives its own share of a batch: nothing is left for Keras to share out.
-    plan = (
+    strategy = (
         keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
         if len(names) > 1
         else None
     )
     jit = True if settings.jit_compile == "auto" else settings.jit_compile
     precision = _precision(settings, kind)
-    return Devices(
-        kind, len(names), precision, jit, plan=plan, hosts=Hosts(jax.process_index(), count)
-    )
+    return Devices(kind, len(names), precision, jit, strategy=strategy, hosts=hosts)
 
 
-def _answer_tensorflow(devices: Devices, model: keras.Model) -> Any:
+def _answer_tensorflow(model: keras.Model) -> Any:
     import tensorflow as tf
 
     # On the first device alone: it is a small part of the work, and no batch is left without cells.
@@ -162,7 +161,7 @@ def _answer_tensorflow(devices: Devices, model: keras.Model) -> Any:
 def _answer_jax(devices: Devices, model: keras.Model) -> Any:
     import jax
 
-    layout = devices.plan.get_data_layout((1, 1, 1, 1)).backend_layout
+    layout = devices.strategy.get_data_layout((1, 1, 1, 1)).backend_layout
     whole = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
 
     def call(trainable: Any, others: Any, images: Any) -> Any:

@@ -14,9 +14,11 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,7 +32,8 @@ T = TypeVar("T")
 _KERAS = "KERAS_DISTRIBUTION_"
 _HEARTBEAT = 20  # seconds without a sign after which a process is taken for dead
 _PARTING = 6 * 3600  # seconds for what the first still does when the training is over
-_LOST = re.compile("gloo|nccl|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|coordination", re.IGNORECASE)
+_LOST = re.compile("[Gg]loo|NCCL|nccl|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|[Cc]oordination")
+_LOST_CODE = 75  # EX_TEMPFAIL of sysexits.h: no mistake of the user, to be tried again
 _GO_ON = "see what it said, and go on with --resume on all of them"
 _TRIES = 1.0  # seconds from one try to reach the first process to the next
 
@@ -119,23 +122,27 @@ class Hosts:
         """Call ``action`` on every process and return what it gives here.
 
         Raises:
-            WbcError: on all, if it does on one.
+            SharedError: on all, if it raises a WbcError or an OSError on one; alone, as it raises.
         """
+        if self.count == 1:
+            return action()
         result, fault = _try(action)
-        self._raise(self._gather(str(fault or "")), fault)
+        self._raise(self._gather(fault))
         assert result is not None
         return result[0]
 
-    def on_first(self, action: Callable[[], bool]) -> bool:
+    def on_first(self, action: Callable[[], bool | None]) -> bool:
         """Call ``action`` on the first process and return on all what it gives there.
 
         Raises:
-            WbcError: on all, if it does.
+            SharedError: on all, if it raises a WbcError or an OSError; alone, as it raises.
         """
-        result, fault = _try(action) if self.is_first else (None, None)
-        said = json.dumps([str(fault or ""), bool(result and result[0])])
-        fault_there, value = json.loads(self._gather(said)[0])
-        self._raise([fault_there], fault)
+        if self.count == 1:
+            return bool(action())
+        result, fault = _try(action) if self.is_first else (None, "")
+        said = json.dumps([fault, bool(result and result[0])])
+        fault, value = json.loads(self._gather(said)[0])
+        self._raise([fault])
         return bool(value)
 
     def send(self, data: bytes) -> bytes:
@@ -169,14 +176,13 @@ class Hosts:
                 "them the same config, the same cells and the same versions"
             )
 
-    def _raise(self, said: list[str], own: WbcError | None) -> None:
+    def _raise(self, said: list[str]) -> None:
         faults = {place: words for place, words in enumerate(said) if words}
-        if not faults:
-            return
-        if self.count == 1 and own is not None:
-            raise own
+        if len(faults) == self.count and len(set(said)) == 1:
+            raise SharedError(said[0])
         by_words = {words: place for place, words in reversed(faults.items())}
-        raise SharedError("; ".join(f"process {p}: {words}" for words, p in by_words.items()))
+        if faults:
+            raise SharedError("; ".join(f"process {p}: {words}" for words, p in by_words.items()))
 
     def _gather(self, text: str) -> list[str]:
         """Return the texts of all processes."""
@@ -195,11 +201,17 @@ class Hosts:
 ALONE = Hosts()
 
 
-def _try(action: Callable[[], T]) -> tuple[tuple[T] | None, WbcError | None]:
+def _try(action: Callable[[], T]) -> tuple[tuple[T] | None, str]:
+    """Return what ``action`` gives, or None and what the user is told of its fault."""
     try:
-        return (action(),), None
+        return (action(),), ""
     except WbcError as error:
-        return None, error
+        return None, str(error)
+    except OSError as error:
+        if error.strerror is None:
+            raise  # a bug, and not the machine's state
+        where = f"{error.filename}: " if error.filename else ""
+        return None, f"{where}{error.strerror}; choose another place or mend it"
 
 
 @contextlib.contextmanager
@@ -208,9 +220,10 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
 
     Args:
         place: of `find_place`.
-        timeout: seconds to wait for the others.
+        timeout: seconds to wait for the first, and then as long again for all.
 
     Raises:
+        SharedError: they have not equally many devices, without which JAX gathers nothing.
         RunError: not all came in time, or one has ended before its time. Nothing more can be done
             with JAX then: the process must end.
     """
@@ -235,12 +248,13 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
             **{name: value for name, value in timeouts.items() if name in known},
         )
     except RuntimeError as error:
-        atexit.register(_end_at_once, 2)
+        atexit.register(_end_at_once, _LOST_CODE)
         raise RunError(
             f"{place.address}: {place.count} processes could not meet there within {timeout:g} s "
             f"({_first_line(error)}); start them together, with the same address and count"
         ) from error
     try:
+        _require_equal_devices(place)
         yield Hosts(place.index, place.count)
         # The first has more to do at the end, and the others wait for it.
         jax.distributed.shutdown()
@@ -248,10 +262,10 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
         raise
     except BaseException as error:
         # JAX has no class of its own for it.
-        is_lost = not isinstance(error, WbcError) and _LOST.search(str(error))
-        atexit.register(_end_at_once, 2 if is_lost or isinstance(error, (WbcError, OSError)) else 1)
-        if not is_lost:
+        if not isinstance(error, jax.errors.JaxRuntimeError) or not _LOST.search(str(error)):
+            atexit.register(_end_at_once, 2 if isinstance(error, (WbcError, OSError)) else 1)
             raise
+        atexit.register(_end_at_once, _LOST_CODE)
         raise RunError(
             f"another of the {place.count} processes has ended ({_first_line(error)}); {_GO_ON}"
         ) from error
@@ -272,21 +286,35 @@ def announced() -> Iterator[None]:
         yield
         return
     reading, writing = os.pipe()
+    # Ctrl-C reaches both; until the new one ignores it, it would go on as a second copy of this.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     if os.fork() == 0:
-        os.close(writing)
-        if not os.read(reading, 1):  # closed without a word
-            line = (
-                f"error: process {place.index} was killed, or ended by JAX because another of the "
-                f"{place.count} processes has ended, or did not come in time "
-                f"(train.hosts_timeout); {_GO_ON}\n"
-            )
-            os.write(2, line.encode())
-        os._exit(0)
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            os.close(writing)
+            _tell_end(reading, place)
+        finally:
+            os._exit(0)
     os.close(reading)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         yield
     finally:
-        os.write(writing, b".")
+        with contextlib.suppress(BrokenPipeError):  # somebody has ended the watcher
+            os.write(writing, b".")
+        os.close(writing)
+
+
+def _tell_end(reading: int, place: Place) -> None:
+    """Wait until the pipe gives a byte, or is closed without: then tell that the process ended."""
+    if os.read(reading, 1):
+        return
+    line = (
+        f"error: process {place.index} was killed, or ended by JAX because another of the "
+        f"{place.count} processes has ended, or did not come in time (train.hosts_timeout); "
+        f"{_GO_ON}\n"
+    )
+    os.write(2, line.encode())
 
 
 def _reach(place: Place, timeout: float) -> None:
@@ -299,11 +327,24 @@ def _reach(place: Place, timeout: float) -> None:
             return
         except OSError as error:
             if time.monotonic() > until:
+                atexit.register(_end_at_once, _LOST_CODE)
                 raise RunError(
                     f"{place.address}: nobody answers there since {timeout:g} s ({error}); check "
                     f"that process 0 runs, and {_KERAS}JOB_ADDRESSES"
                 ) from error
         time.sleep(_TRIES)
+
+
+def _require_equal_devices(place: Place) -> None:
+    import jax
+
+    counts = Counter(device.process_index for device in jax.devices())
+    numbers = [counts[index] for index in range(place.count)]
+    if len(set(numbers)) > 1:
+        raise SharedError(
+            f"the {place.count} processes have {', '.join(map(str, numbers))} devices, and each "
+            "must have as many as the first; hide the rest (CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def _first_line(error: BaseException) -> str:
