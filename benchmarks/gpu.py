@@ -8,12 +8,14 @@ through all of its own parts on a CPU, at 64 pixels, and its figures mean nothin
 
 Networks: ResNet50 and EfficientNetB0 with CBAM, 224 px, bfloat16, focal loss, AdamW, batches of
 128. Ours is compiled by XLA; PyTorch's is torchvision's network with the same CBAM and head, in
-channels last, through `torch.compile` and autocast to bfloat16. Sources: `memory`, one batch that
+channels last, through `torch.compile` and autocast to bfloat16. All take the memory they need as
+they need it, or JAX and TensorFlow would take most of it at once. Sources: `memory`, one batch that
 lies on the device; `store`, packed cells (`wbc_keras.prepare --output PACK`) read batch by batch,
 ours shuffled and augmented, PyTorch's shuffled alone, which favours it. Every measurement is a
-process of its own; a round takes each once, and the order turns with every round. On the clock:
-whole steps after the first ones. Bars: 1.0 of PyTorch's rate, and less than 3 % of the time waiting
-for input, which is told by the rate from the store against that from memory.
+process of its own; a round takes each once, and the order turns with every round; told are medians
+over the rounds. On the clock: whole steps after the first ones. Bars: 1.0 of PyTorch's rate, and
+less than 3 % of the time waiting for input, which is told by the rate from the store against that
+from memory.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     networks = ["resnet50", "efficientnetb0"]
     parser.add_argument("--network", nargs="+", default=networks, choices=networks)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=200, help="timed steps of a measurement")
+    parser.add_argument("--steps", type=int, default=200, help="timed steps, in tens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--smoke", action="store_true", help="on a CPU, to see that it runs")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -63,14 +65,18 @@ def compare(network: str, arguments: argparse.Namespace) -> None:
         turn = number % len(ways)
         for way in ways[turn:] + ways[:turn]:
             found[way].append(run_one(network, way))
-    rates = {way: statistics.median(one["rate"] for one in found[way]) for way in ways}
+    medians = {
+        way: {name: statistics.median(one[name] for one in found[way]) for name in found[way][0]}
+        for way in ways
+    }
+    rates = {way: medians[way]["rate"] for way in ways}
     print(f"{network}: engine, source, pictures/s, busy, GB, of PyTorch's, waiting for input")
     for engine, source in ways:
-        last = found[engine, source][-1]
+        middle = medians[engine, source]
         waiting = 1 - rates[engine, "store"] / rates[engine, "memory"]
         print(
-            f"  {engine:10} {source:6} {rates[engine, source]:9.1f} {last['busy']:5.0f} % "
-            f"{last['gigabytes']:6.2f} {rates[engine, source] / rates['torch', source]:6.3f} "
+            f"  {engine:10} {source:6} {rates[engine, source]:9.1f} {middle['busy']:5.0f} % "
+            f"{middle['gigabytes']:6.2f} {rates[engine, source] / rates['torch', source]:6.3f} "
             + (f"{waiting:6.1%}" if source == "store" else "")
         )
     print("  asked: at least 1.0 of PyTorch's, waiting under 3 %", flush=True)
@@ -80,6 +86,7 @@ def run_one(network: str, way: tuple[str, str]) -> dict[str, float]:
     """Measure one way in a process of its own, which gives the device back when it ends."""
     backend = way[0] if way[0] != "torch" else "tensorflow"
     environment = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     command = [sys.executable, *sys.argv, "--one", network, *way]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -120,7 +127,7 @@ def describe_source(arguments: argparse.Namespace) -> tuple[Any, np.ndarray]:
 
 
 def keras_steps(network: str, source: str, arguments: argparse.Namespace) -> Iterator[None]:
-    """Yield after each training step of `wbc_keras`, once the device has done it."""
+    """Yield after each training step of `wbc_keras`; every tenth waits until the device is done."""
     import keras
 
     from wbc_keras.config import AugmentConfig
@@ -192,7 +199,7 @@ def fit_in_thread(model: Any, batches: Any) -> Iterator[None]:
 
         def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
             if batch % 10 == 9:
-                float(logs["loss"])  # the device answers before it is done
+                float(logs["loss"])  # the other steps are only handed to the device
             done.release()
 
     options = {"steps_per_epoch": 1_000_000, "verbose": 0, "callbacks": [Gate()], "shuffle": False}
@@ -207,7 +214,7 @@ def fit_in_thread(model: Any, batches: Any) -> Iterator[None]:
 
 
 def torch_steps(network: str, source: str, arguments: argparse.Namespace) -> Iterator[None]:
-    """Yield after each training step of the same network in PyTorch."""
+    """Yield after each training step of the same network in PyTorch, waiting as `keras_steps`."""
     import torch
 
     cells, labels = describe_source(arguments)
@@ -310,7 +317,7 @@ class Watch:
             self.lines = (self.asking.communicate()[0] or "").split("\n")
 
     def figures(self) -> dict[str, float]:
-        """Return the median share of time that it was busy, percent, and its memory."""
+        """Return the median share of time that it was busy, percent, and its most memory."""
         rows = [[float(part) for part in line.split(",")] for line in self.lines if "," in line]
         if not rows:
             return {"busy": 0.0, "gigabytes": 0.0}

@@ -69,8 +69,7 @@ class Training:
         self.logs = [self.dumps / f"{index}.log" for index in range(count)]
         self.processes = []
         for index, place in enumerate(around):
-            own_devices = devices if isinstance(devices, int) else devices[index]
-            environ = environment(site, devices=own_devices, TINY_DUMP=str(self.dumps), **place)
+            environ = environment(site, devices=devices, TINY_DUMP=str(self.dumps), **place)
             own = each(index) if each else ["--data", str(data)]
             arguments = ["--config", str(settings), *own, "--output", str(self.folder), *options]
             self.processes.append(start(environ, TINY, arguments, self.logs[index]))
@@ -237,17 +236,12 @@ def test_cells_that_one_process_lacks(train, pack, tmp_path):
         refused(training, "process 1: ", "nowhere: no such file or folder")
 
 
-def test_processes_that_have_not_equally_many_devices(train):
-    with train(count=2, devices=[2, 1], options=["--set", "train.devices=1"]) as training:
-        refused(training, "the 2 processes have 2, 1 devices")
-
-
 def test_more_devices_than_each_process_has(train):
     with train(count=2, options=["--set", "train.devices=2"]) as training:
         refused(training, "error: train.devices: 2 are asked for, and this host has 1 CPU")
 
 
-FAULT = """
+MEET = """
 import os
 from wbc_keras.errors import RunError
 from wbc_keras.training.hosts import find_place, join
@@ -260,15 +254,25 @@ except RunError as error:
 """
 
 
-def test_a_fault_of_one_machine_is_told_by_all(site, tmp_path):
-    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+def meet(site, folder, *, devices=(1, 1)):
+    """Return what two processes say that train nothing, where the second lacks a folder."""
+    logs = [folder / "0.log", folder / "1.log"]
     processes = [
-        start(environment(site, **place), ["-c", FAULT], [], log)
-        for place, log in zip(places(2), logs, strict=True)
+        start(environment(site, devices=number, **place), ["-c", MEET], [], log)
+        for number, place, log in zip(devices, places(2), logs, strict=True)
     ]
     assert [process.wait(60) for process in processes] == [0, 0]
-    for log in logs:
-        assert "error: process 1: nowhere: No such file or directory;" in log.read_text()
+    return [log.read_text() for log in logs]
+
+
+def test_a_fault_of_one_machine_is_told_by_all(site, tmp_path):
+    for said in meet(site, tmp_path):
+        assert "error: process 1: nowhere: No such file or directory;" in said
+
+
+def test_processes_that_have_not_equally_many_devices(site, tmp_path):
+    for said in meet(site, tmp_path, devices=(2, 1)):
+        assert "error: the 2 processes have 2, 1 devices" in said
 
 
 def test_devices_that_do_not_divide_the_batch(train):
