@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.one:
-        print(json.dumps(measure(*arguments.one, arguments)))
-        return
+        print(json.dumps(measure(*arguments.one, arguments)), flush=True)
+        os._exit(0)  # the training beside has no end of its own
     for network in arguments.network:
         compare(network, arguments)
 
@@ -127,7 +127,7 @@ def describe_source(arguments: argparse.Namespace) -> tuple[Any, np.ndarray]:
 
 
 def keras_steps(network: str, source: str, arguments: argparse.Namespace) -> Iterator[None]:
-    """Yield after each training step of `wbc_keras`; every tenth waits until the device is done."""
+    """Yield after each training step of `wbc_keras`, once the device has done it."""
     import keras
 
     from wbc_keras.config import AugmentConfig
@@ -188,24 +188,22 @@ def same_batch(batch: tuple[Any, ...]) -> Any:
 
 
 def fit_in_thread(model: Any, batches: Any) -> Iterator[None]:
-    """Let ``fit`` run beside, and yield after each step; it stands still between two."""
+    """Let ``fit`` run beside without a halt, and yield for each step that the device has done."""
     import keras
 
-    go, done = threading.Semaphore(0), threading.Semaphore(0)
+    done = threading.Semaphore(0)
 
-    class Gate(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-            go.acquire()
+    class Count(keras.callbacks.Callback):
+        # Called by another thread, with figures that are known, so that no step waits for the last:
+        # as in a training of ours, whose callbacks are those of epochs.
+        async_safe = True
 
         def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-            if batch % 10 == 9:
-                float(logs["loss"])  # the other steps are only handed to the device
             done.release()
 
-    options = {"steps_per_epoch": 1_000_000, "verbose": 0, "callbacks": [Gate()], "shuffle": False}
+    options = {"steps_per_epoch": 1_000_000, "verbose": 0, "callbacks": [Count()], "shuffle": False}
     threading.Thread(target=model.fit, args=(batches,), kwargs=options, daemon=True).start()
     while True:
-        go.release()
         done.acquire()
         yield
 
@@ -214,7 +212,10 @@ def fit_in_thread(model: Any, batches: Any) -> Iterator[None]:
 
 
 def torch_steps(network: str, source: str, arguments: argparse.Namespace) -> Iterator[None]:
-    """Yield after each training step of the same network in PyTorch, waiting as `keras_steps`."""
+    """Yield after each training step of the same network in PyTorch.
+
+    Every tenth waits until the device has done it.
+    """
     import torch
 
     cells, labels = describe_source(arguments)

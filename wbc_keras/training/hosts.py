@@ -261,8 +261,9 @@ def join(place: Place, *, timeout: float) -> Iterator[Hosts]:
     except SharedError:
         raise
     except BaseException as error:
-        # JAX has no class of its own for it.
-        if not isinstance(error, jax.errors.JaxRuntimeError) or not _LOST.search(str(error)):
+        # JAX has no class of its own for it, and tells what XLA says by either of two.
+        by_jax = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+        if not (by_jax and _LOST.search(str(error))):
             atexit.register(_end_at_once, 2 if isinstance(error, (WbcError, OSError)) else 1)
             raise
         atexit.register(_end_at_once, _LOST_CODE)
