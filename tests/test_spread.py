@@ -79,6 +79,7 @@ def make():
     def work(piece):
         if piece.name == "1":
             os.kill(os.getpid(), 9) if KIND == "deadly" else None
+            1 / (KIND != "bug")
             raise DataError("1: is truncated")
         return piece.name.encode() + bytes(3)
     return work
@@ -88,6 +89,8 @@ try:
         print(one.number, one.result, one.fault)
 except RunError as error:
     print("error:", error)
+except RuntimeError as error:
+    print("bug:", repr(error))
 """
 
 
@@ -120,9 +123,19 @@ def test_on_ray_a_worker_without_its_model_is_one_line():
 
 
 @pytest.mark.slow
-def test_on_ray_a_piece_that_kills_every_worker_is_given_up():
-    error = run_on_ray("deadly")[-1]
-    assert error.startswith("error: Ray: workers died over one piece again and again")
+def test_on_ray_a_piece_that_kills_every_worker_is_given_up_and_the_others_are_not():
+    assert run_on_ray("deadly") == [
+        r"0 b'0\x00\x00\x00' ",
+        "1 b'' 1: workers died over it again and again",
+        r"2 b'2\x00\x00\x00' ",
+        r"3 b'3\x00\x00\x00' ",
+    ]
+
+
+@pytest.mark.slow
+def test_on_ray_a_fault_of_the_program_keeps_its_traceback():
+    (line,) = [one for one in run_on_ray("bug") if one.startswith("bug:")]
+    assert "ZeroDivisionError" in line
 
 
 def test_an_address_that_nobody_answers():

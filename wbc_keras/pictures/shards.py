@@ -81,17 +81,6 @@ def read_shard(address: str) -> Iterator[Packed]:
         raise DataError(f"{address}: holds no picture; leave it out")
 
 
-def list_shard(address: str) -> list[str]:
-    """Return the names of the pictures in a shard, in its order; pictures are not read.
-
-    Raises:
-        DataError: as `read_shard`, as far as this is seen without reading pictures.
-    """
-    if address.lower().endswith(".parquet"):
-        return _list_parquet(address)
-    return [name for name, _ in _iter_members(address, _is_cell, read=False)]
-
-
 # Tar
 
 
@@ -103,10 +92,8 @@ def _read_tar(address: str) -> Iterator[Packed]:
         yield from (Packed(name, label, data) for name, data in files if _is_cell(name))
 
 
-def _iter_members(
-    address: str, is_wanted: Callable[[str], bool], *, read: bool = True
-) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of the files of a tar that are wanted, without bytes unless ``read``."""
+def _iter_members(address: str, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the files of a tar that are wanted."""
     count = 0
     try:
         with (
@@ -118,20 +105,29 @@ def _iter_members(
             while (member := tar.next()) is not None:
                 name = member.name.removeprefix("./")
                 if is_wanted(name):
-                    yield name, _read_member(address, tar, member) if read else b""
+                    yield name, _read_member(address, tar, member)
                 count += 1
                 # It would keep them all.
                 tar.members.clear()  # type: ignore[attr-defined]
-            end = int(tar.offset)
-            stream.seek(end)
-            # Between two files, tarfile takes any damage for the end.
-            if stream.read(_BLOCK) != bytes(_BLOCK):
-                raise tarfile.ReadError(f"no end mark at byte {end:,}")
+            _require_end(stream, int(tar.offset))
     except tarfile.TarError as error:
         raise DataError(
             f"{address}: is truncated, damaged or no tar ({error}, after {count} files); copy or "
             "pack it again"
         ) from None
+
+
+def _require_end(stream: BinaryIO, start: int) -> None:
+    """Raise ReadError unless a tar ends at byte ``start``: zeros follow, and nothing but zeros.
+
+    Between two files, tarfile takes any damage for the end.
+    """
+    stream.seek(start)
+    if stream.read(_BLOCK) != bytes(_BLOCK):
+        raise tarfile.ReadError(f"no end mark at byte {start:,}")
+    while rest := stream.read(2**16):
+        if any(rest):
+            raise tarfile.ReadError(f"more follows the end mark at byte {start:,}")
 
 
 def _read_member(address: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -161,7 +157,8 @@ def _find_label(address: str, files: Iterable[tuple[str, bytes]]) -> str:
             if name.lower().endswith(".cls"):
                 return data.decode().strip()
             if name.lower().endswith(".json"):
-                return str(json.loads(data).get("label", ""))
+                label = json.loads(data).get("label")
+                return "" if label is None else str(label)
         except (ValueError, AttributeError):
             raise DataError(f"{address}: {name}: cannot be read as a label; mend it") from None
     return ""
@@ -181,15 +178,6 @@ def _read_parquet(address: str) -> Iterator[Packed]:
             for name, label, encoded in zip(named, labels, table[pictures], strict=True):
                 yield Packed(_name(name, row), _text(label), encoded.as_py() or b"")
                 row += 1
-
-
-def _list_parquet(address: str) -> list[str]:
-    with _open_parquet(address) as file:
-        _, names = _find_columns(address, file)
-        if not names:
-            return [str(row) for row in range(file.metadata.num_rows)]
-        found = _flatten(file.read(columns=[names]))[names]
-        return [_name(name, row) for row, name in enumerate(found)]
 
 
 @contextmanager
