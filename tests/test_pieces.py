@@ -10,7 +10,7 @@ import pytest
 
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pictures.shards import pack
+from wbc_keras.pictures.shards import pack_shards
 from wbc_keras.prediction import pieces
 from wbc_keras.prediction.pieces import RowsPiece, ShardPiece, find_pieces, hash_names
 
@@ -59,8 +59,8 @@ def test_pieces_do_not_depend_on_where_the_command_runs(folder, monkeypatch):
 
 def test_shards_are_named_by_what_tells_them_apart(folder, tmp_path):
     manifest = read_manifest(folder)
-    pack(manifest, tmp_path / "day1", count=2)
-    pack(manifest, tmp_path / "day2", count=1)
+    pack_shards(manifest, tmp_path / "day1", count=2)
+    pack_shards(manifest, tmp_path / "day2", count=1)
     found = find_pieces([str(tmp_path / "day2"), str(tmp_path / "day1")])
     assert [piece.name for piece in found] == [
         "day1/cells-000000.tar",
@@ -81,7 +81,7 @@ def test_at_an_address(memory, folder, tmp_path):
     listed = [("b/3.jpg", "mono", b"3"), ("a/0.jpg", "", b"0")]
     assert read_all(find_pieces([memory])) == listed
     assert read_all(find_pieces([f"{memory}/manifest.csv"])) == listed
-    pack(read_manifest(folder), tmp_path / "packed", count=2)
+    pack_shards(read_manifest(folder), tmp_path / "packed", count=2)
     fs.put(str(tmp_path / "packed"), "/shards", recursive=True)
     for address in ("memory://shards", "memory://shards/*.tar"):
         found = find_pieces([address])
@@ -104,7 +104,7 @@ def test_lists_at_an_address_that_cannot_be_used(memory):
 
 
 def test_what_cannot_be_scored(folder, memory, tmp_path):
-    pack(read_manifest(folder), tmp_path / "shards", count=2)
+    pack_shards(read_manifest(folder), tmp_path / "shards", count=2)
     shards = str(tmp_path / "shards")
     with pytest.raises(DataError, match="cannot be scored together with shards"):
         find_pieces([shards, str(folder)])
@@ -139,7 +139,7 @@ def test_names_are_told_apart_by_order_and_refused_twice():
 
 
 def test_a_stamp_tells_a_shard_from_what_it_is_later(folder, tmp_path):
-    pack(read_manifest(folder), tmp_path / "shards", count=1)
+    pack_shards(read_manifest(folder), tmp_path / "shards", count=1)
     fs = fsspec.filesystem("memory")
     fs.put(str(tmp_path / "shards"), "/stamped", recursive=True)
     for data, path in (

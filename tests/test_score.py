@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from wbc_keras.errors import RunError
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pictures.shards import pack, read_shard
+from wbc_keras.pictures.shards import pack_shards, read_shard
 from wbc_keras.predict import predict
 from wbc_keras.prediction import pieces
 from wbc_keras.prediction.archive import part_folder
@@ -60,7 +60,7 @@ def many(drawn_cells, tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(many, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "shards"
-    pack(read_manifest(many), folder, count=SHARDS)
+    pack_shards(read_manifest(many), folder, count=SHARDS)
     return folder
 
 

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from wbc_keras.errors import DataError, RunError
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pictures.shards import pack, read_shard
+from wbc_keras.pictures.shards import pack_shards, read_shard
 from wbc_keras.prepare import main
 
 
@@ -42,7 +42,7 @@ def make_tar(path, members, mode="w"):
 
 def test_what_is_packed_comes_back_as_it_was(cells, tmp_path):
     manifest = read_manifest(cells)
-    paths = pack(manifest, tmp_path / "shards", count=3)
+    paths = pack_shards(manifest, tmp_path / "shards", count=3)
     assert [path.name for path in paths] == [f"cells-00000{n}.tar" for n in range(3)]
     back = [packed for path in paths for packed in read_shard(str(path))]
     assert [packed.encoded for packed in back] == [
@@ -54,7 +54,7 @@ def test_what_is_packed_comes_back_as_it_was(cells, tmp_path):
 
 def test_keys_are_those_of_webdataset(cells, tmp_path):
     """Up to the first dot of the base name is one cell's key, for WebDataset's own reader too."""
-    (path,) = pack(read_manifest(cells), tmp_path / "shards", count=1)
+    (path,) = pack_shards(read_manifest(cells), tmp_path / "shards", count=1)
     with tarfile.open(path) as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}
     keys = [f"{os.path.dirname(n)}/{os.path.basename(n).split('.')[0]}" for n in members]
@@ -67,9 +67,9 @@ def test_keys_are_those_of_webdataset(cells, tmp_path):
 
 def test_the_same_cells_make_the_same_shards(cells, tmp_path):
     manifest = read_manifest(cells)
-    (one,) = pack(manifest, tmp_path / "one", count=1)
+    (one,) = pack_shards(manifest, tmp_path / "one", count=1)
     os.utime(cells / "a/1.jpg", (0, 0))
-    (other,) = pack(manifest, tmp_path / "other", count=1)
+    (other,) = pack_shards(manifest, tmp_path / "other", count=1)
     assert one.read_bytes() == other.read_bytes()
 
 
@@ -100,7 +100,7 @@ def test_labels_lie_beside_their_pictures(tmp_path):
 
 
 def test_a_tar_cut_anywhere_is_told(cells, tmp_path):
-    (path,) = pack(read_manifest(cells), tmp_path / "shards", count=1)
+    (path,) = pack_shards(read_manifest(cells), tmp_path / "shards", count=1)
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         end = tar.getmembers()[-1].offset_data + 512
@@ -114,7 +114,7 @@ def test_a_tar_cut_anywhere_is_told(cells, tmp_path):
 
 
 def test_a_header_overwritten_in_the_middle_is_told(cells, tmp_path):
-    (path,) = pack(read_manifest(cells), tmp_path / "shards", count=1)
+    (path,) = pack_shards(read_manifest(cells), tmp_path / "shards", count=1)
     data = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
         start = tar.getmembers()[6].offset
@@ -126,7 +126,7 @@ def test_a_header_overwritten_in_the_middle_is_told(cells, tmp_path):
 
 def test_zeros_in_the_middle_and_a_second_tar_are_no_end(cells, tmp_path):
     """As sparse copies and `cat` leave them: tarfile stops there without a word."""
-    (path,) = pack(read_manifest(cells), tmp_path / "shards", count=1)
+    (path,) = pack_shards(read_manifest(cells), tmp_path / "shards", count=1)
     whole = path.read_bytes()
     with tarfile.open(path) as tar:
         start = tar.getmembers()[4].offset
@@ -225,7 +225,7 @@ def test_what_cannot_be_read_is_not_left_out(cells, tmp_path):
     manifest = read_manifest(cells)
     (cells / "b/2.tif").unlink()
     with pytest.raises(DataError, match=r"2\.tif: cannot be read .* nothing was packed"):
-        pack(manifest, tmp_path / "shards", count=2)
+        pack_shards(manifest, tmp_path / "shards", count=2)
     assert not (tmp_path / "shards").exists()
     with pytest.raises(RunError, match="not empty"):
-        pack(manifest, cells, count=2)
+        pack_shards(manifest, cells, count=2)

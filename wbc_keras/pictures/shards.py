@@ -34,7 +34,7 @@ _NAMES = ("file", "path")
 
 
 @dataclass(frozen=True)
-class Packed:
+class ShardPicture:
     """One picture of a shard: its name there, its label ("" unknown) and its encoded bytes."""
 
     name: str
@@ -67,7 +67,7 @@ def require_fsspec() -> Any:
     return fsspec
 
 
-def read_shard(address: str) -> Iterator[Packed]:
+def read_shard(address: str) -> Iterator[ShardPicture]:
     """Yield the pictures of a shard in its order, in flat memory.
 
     Raises:
@@ -84,12 +84,12 @@ def read_shard(address: str) -> Iterator[Packed]:
 # Tar
 
 
-def _read_tar(address: str) -> Iterator[Packed]:
+def _read_tar(address: str) -> Iterator[ShardPicture]:
     members = _iter_members(address, lambda name: _is_cell(name) or name.lower().endswith(_TOLD))
     for _, group in itertools.groupby(members, key=lambda member: _key_of(member[0])):
         files = list(group)
         label = _find_label(address, files)
-        yield from (Packed(name, label, data) for name, data in files if _is_cell(name))
+        yield from (ShardPicture(name, label, data) for name, data in files if _is_cell(name))
 
 
 def _iter_members(address: str, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -167,7 +167,7 @@ def _find_label(address: str, files: Iterable[tuple[str, bytes]]) -> str:
 # Parquet
 
 
-def _read_parquet(address: str) -> Iterator[Packed]:
+def _read_parquet(address: str) -> Iterator[ShardPicture]:
     with _open_parquet(address) as file:
         pictures, names = _find_columns(address, file)
         row = 0
@@ -176,7 +176,7 @@ def _read_parquet(address: str) -> Iterator[Packed]:
             labels = table["label"] if "label" in table.column_names else [None] * len(table)
             named = table[names] if names else [None] * len(table)
             for name, label, encoded in zip(named, labels, table[pictures], strict=True):
-                yield Packed(_name(name, row), _text(label), encoded.as_py() or b"")
+                yield ShardPicture(_name(name, row), _text(label), encoded.as_py() or b"")
                 row += 1
 
 
@@ -239,7 +239,7 @@ def _name(value: Any, row: int) -> str:
 # Packing
 
 
-def pack(manifest: Manifest, folder: Path, *, count: int) -> list[Path]:
+def pack_shards(manifest: Manifest, folder: Path, *, count: int) -> list[Path]:
     """Pack a source into tar shards, files as they are, in the manifest's order.
 
     Beside each picture lies NAME.json with what the manifest tells of it: ``file``, and where they
