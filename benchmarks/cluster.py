@@ -9,8 +9,8 @@ the result waits its turn at the first process, which writes it. A host that die
 and is back after its start. The same is reckoned in a line: the longest of the four ways (hosts,
 storage, network, first process), and the two should agree.
 
-Measured on one host: --rate, --picture-kb, --write-ms, --start. Assumed, so give your own: storage,
-network, latency, price, how often a host dies.
+Measured on one host: --rate, --picture-kb. Assumed, so give your own: storage, network, latency,
+price, seconds to start and to write a part, how often a host dies.
 """
 
 from __future__ import annotations

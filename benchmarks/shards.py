@@ -24,7 +24,7 @@ from score import copy_pictures
 
 from wbc_keras.commands import load_tensorflow
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pictures.shards import pack
+from wbc_keras.pictures.shards import pack_shards
 from wbc_keras.prediction.pieces import Piece, find_pieces
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         copy_pictures(Path(arguments.data), folder / "loose", count=arguments.pictures)
         started = time.perf_counter()
         shards = max(1, arguments.pictures // arguments.each)
-        pack(read_manifest(folder / "loose", labelled=False), folder / "tar", count=shards)
+        pack_shards(read_manifest(folder / "loose", labelled=False), folder / "tar", count=shards)
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {sys.platform}")
         print(f"packing {arguments.pictures} pictures: {time.perf_counter() - started:.1f} s")
         print(

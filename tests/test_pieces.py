@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import fsspec
 import pytest
 
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pictures.shards import pack
+from wbc_keras.pictures.shards import pack_shards
 from wbc_keras.prediction import pieces
 from wbc_keras.prediction.pieces import RowsPiece, ShardPiece, find_pieces, hash_names
 
@@ -32,9 +35,8 @@ def memory(folder):
 
 
 def read_all(found):
-    """Return name, label and bytes of everything, having checked the names against the list."""
+    """Return name, label and bytes of everything."""
     samples = [sample for piece in found for sample in piece.read_samples()]
-    assert [sample.name for sample in samples] == [n for p in found for n in p.list_names()]
     return [(sample.name, sample.label, sample.read()) for sample in samples]
 
 
@@ -57,8 +59,8 @@ def test_pieces_do_not_depend_on_where_the_command_runs(folder, monkeypatch):
 
 def test_shards_are_named_by_what_tells_them_apart(folder, tmp_path):
     manifest = read_manifest(folder)
-    pack(manifest, tmp_path / "day1", count=2)
-    pack(manifest, tmp_path / "day2", count=1)
+    pack_shards(manifest, tmp_path / "day1", count=2)
+    pack_shards(manifest, tmp_path / "day2", count=1)
     found = find_pieces([str(tmp_path / "day2"), str(tmp_path / "day1")])
     assert [piece.name for piece in found] == [
         "day1/cells-000000.tar",
@@ -79,7 +81,7 @@ def test_at_an_address(memory, folder, tmp_path):
     listed = [("b/3.jpg", "mono", b"3"), ("a/0.jpg", "", b"0")]
     assert read_all(find_pieces([memory])) == listed
     assert read_all(find_pieces([f"{memory}/manifest.csv"])) == listed
-    pack(read_manifest(folder), tmp_path / "packed", count=2)
+    pack_shards(read_manifest(folder), tmp_path / "packed", count=2)
     fs.put(str(tmp_path / "packed"), "/shards", recursive=True)
     for address in ("memory://shards", "memory://shards/*.tar"):
         found = find_pieces([address])
@@ -93,6 +95,7 @@ def test_lists_at_an_address_that_cannot_be_used(memory):
         "name\nb/3.jpg\n": "has no column file",
         "file\nb/3.jpg\nb/./3.jpg\n": "stands in an earlier row",
         "file\n../3.jpg\n": "leads out of the folder",
+        "file,label\n": "lists no picture",
     }.items():
         with fs.open("/bucket/cells/manifest.csv", "w") as file:
             file.write(text)
@@ -101,12 +104,16 @@ def test_lists_at_an_address_that_cannot_be_used(memory):
 
 
 def test_what_cannot_be_scored(folder, memory, tmp_path):
-    pack(read_manifest(folder), tmp_path / "shards", count=2)
+    pack_shards(read_manifest(folder), tmp_path / "shards", count=2)
     shards = str(tmp_path / "shards")
     with pytest.raises(DataError, match="cannot be scored together with shards"):
         find_pieces([shards, str(folder)])
     with pytest.raises(DataError, match="is named twice"):
         find_pieces([shards, f"{shards}/cells-000000.tar"])
+    with pytest.raises(DataError, match="is named twice"):
+        find_pieces([shards, shards])
+    with pytest.raises(DataError, match="is named twice"):
+        find_pieces([shards, f"{folder}/../shards/cells-000000.tar"])
     with pytest.raises(DataError, match="one address at a time"):
         find_pieces([f"{memory}/a", f"{memory}/b"])
     with pytest.raises(DataError, match="no such file, or an empty folder"):
@@ -129,3 +136,43 @@ def test_names_are_told_apart_by_order_and_refused_twice():
     assert hash_names(["a", "b"]) != hash_names(["b", "a"]) != hash_names(["a"])
     with pytest.raises(DataError, match="a: stands twice"):
         hash_names(["a", "b", "a"])
+
+
+def test_a_stamp_tells_a_shard_from_what_it_is_later(folder, tmp_path):
+    pack_shards(read_manifest(folder), tmp_path / "shards", count=1)
+    fs = fsspec.filesystem("memory")
+    fs.put(str(tmp_path / "shards"), "/stamped", recursive=True)
+    for data, path in (
+        (str(tmp_path / "shards"), tmp_path / "shards" / "cells-000000.tar"),
+        ("memory://stamped", None),
+    ):
+        (before,) = find_pieces([data])
+        assert find_pieces([data]) == [before]
+        if path:
+            os.utime(path, ns=(1, 1))  # as long as it was
+        else:
+            fs.pipe("/stamped/cells-000000.tar", fs.cat("/stamped/cells-000000.tar"))
+        (after,) = find_pieces([data])
+        assert after.stamp != before.stamp
+        assert repr(after) == repr(before)  # it is still the same piece of the archive
+
+
+def test_a_missing_file_is_its_own_fault_and_a_lost_mount_that_of_all(folder, memory):
+    for root, lose in ((str(folder), None), (memory, fsspec.filesystem("memory"))):
+        (piece,) = find_pieces([root])
+        first, second, *_ = piece.read_samples()
+        if lose:
+            lose.rm("/bucket/cells/a/0.jpg")
+        else:
+            (folder / first.name).unlink()
+        with pytest.raises(FileNotFoundError):
+            first.read()
+        assert second.read() == b"2"
+        # As a mount point is, whose disk has gone: there, and empty.
+        if lose:
+            lose.rm("/bucket/cells", recursive=True)
+        else:
+            shutil.rmtree(folder)
+            folder.mkdir()
+        with pytest.raises(DataError, match=f"{os.uname().nodename}: .*a/2.jpg: cannot be read"):
+            second.read()

@@ -17,13 +17,15 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from pyarrow import parquet
 
+from wbc_keras.errors import RunError
 from wbc_keras.manifest import read_manifest
-from wbc_keras.pictures.shards import pack, read_shard
+from wbc_keras.pictures.shards import pack_shards, read_shard
 from wbc_keras.predict import predict
 from wbc_keras.prediction import pieces
 from wbc_keras.prediction.archive import part_folder
-from wbc_keras.prediction.scoring import Scorer
+from wbc_keras.prediction.scoring import Scorer, score_archive
 from wbc_keras.score import main
 
 SHARDS, EACH = 12, 50
@@ -58,7 +60,7 @@ def many(drawn_cells, tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(many, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "shards"
-    pack(read_manifest(many), folder, count=SHARDS)
+    pack_shards(read_manifest(many), folder, count=SHARDS)
     return folder
 
 
@@ -254,11 +256,90 @@ def test_a_part_of_other_inputs_is_found_out(packed, trained_run, tmp_path, capf
     os.truncate(last, 3000)
     assert main(arguments_of(trained_run, shards, output)) == 2
     shutil.copy(packed / last.name, last)
-    shutil.copy(parts_of(output)[0], parts_of(output)[1])
+    # Made of the right shard, by what it says of itself; its rows are another's.
+    one, other = (parquet.read_table(path) for path in parts_of(output)[:2])
+    parquet.write_table(other.replace_schema_metadata(one.schema.metadata), parts_of(output)[0])
     capfd.readouterr()
     assert main(arguments_of(trained_run, shards, output, "--resume")) == 2
-    assert "00000001.parquet: its rows are not the inputs" in capfd.readouterr().err
+    assert "00000000.parquet: its rows are not the inputs" in capfd.readouterr().err
     assert not output.exists()
+
+
+def test_what_is_damaged_or_has_changed_is_scored_again(
+    packed, trained_run, expected, tmp_path, caplog
+):
+    """Parts cut as by a crash of the machine, and a shard packed anew between kill and resume."""
+    output = tmp_path / "scores"
+    shards = Path(shutil.copytree(packed, tmp_path / "shards"))
+    os.truncate(shards / "cells-000011.tar", 3000)
+    assert main(arguments_of(trained_run, shards, output)) == 2
+    shutil.copy(packed / "cells-000011.tar", shards)
+    empty, cut, changed, kept = parts_of(output)[:4]
+    empty.write_bytes(b"")
+    os.truncate(cut, 2000)
+    os.utime(shards / "cells-000002.tar", ns=(1, 1))
+    times = changed.stat().st_mtime_ns, kept.stat().st_mtime_ns
+    assert main(arguments_of(trained_run, shards, output, "--resume")) == 0
+    assert caplog.text.count("has a damaged part") == 2
+    assert "cells-000002.tar: has changed since it was scored" in caplog.text
+    assert (output / changed.name).stat().st_mtime_ns > times[0]
+    assert (output / kept.name).stat().st_mtime_ns == times[1]
+    assert_scored(output, expected, prefix="cells-")
+
+
+def test_a_shard_that_changes_meanwhile_is_told(packed, trained_run, tmp_path, monkeypatch, capfd):
+    shards, output = Path(shutil.copytree(packed, tmp_path / "shards")), tmp_path / "scores"
+    for path in sorted(shards.iterdir())[1:]:
+        path.unlink()
+    score = Scorer.__call__
+
+    def change(scorer, piece):
+        os.utime(piece.address, ns=(1, 1))
+        return score(scorer, piece)
+
+    monkeypatch.setattr(Scorer, "__call__", change)
+    assert main(arguments_of(trained_run, shards, output)) == 2
+    assert "cells-000000.tar: changed while it was scored" in capfd.readouterr().err
+    assert not output.exists()
+
+
+def test_a_lost_mount_is_no_finished_output(drawn_cells, trained_run, tmp_path, monkeypatch, capfd):
+    cells, output = Path(shutil.copytree(drawn_cells, tmp_path / "cells")), tmp_path / "scores"
+    monkeypatch.setattr(pieces, "ROWS", 48)
+    score = Scorer.__call__
+
+    def lose(scorer, piece):
+        part = score(scorer, piece)
+        shutil.rmtree(cells, ignore_errors=True)
+        cells.mkdir(exist_ok=True)
+        return part
+
+    monkeypatch.setattr(Scorer, "__call__", lose)
+    assert main(arguments_of(trained_run, cells, output)) == 2
+    assert "1 of 2 parts are missing" in capfd.readouterr().err
+    assert not output.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(pieces, "ROWS", 48)
+    shutil.copytree(drawn_cells, cells, dirs_exist_ok=True)
+    assert main(arguments_of(trained_run, cells, output, "--resume")) == 0
+    assert len(pd.read_parquet(output)) == 96
+
+
+def test_another_model_on_a_worker_is_refused(packed, trained_run):
+    with pytest.raises(
+        RunError, match=f"^{os.uname().nodename}: .*is not the model that the first"
+    ):
+        Scorer(str(trained_run), "of another model")
+
+
+def test_a_model_is_found_from_any_folder(packed, trained_run, tmp_path, monkeypatch):
+    """Ray's workers have folders of their own."""
+    monkeypatch.chdir(trained_run.parent)
+    made = []
+    monkeypatch.setattr(Scorer, "__init__", lambda _, model, __: made.append(model) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score_archive(trained_run.name, [str(packed)], output=tmp_path / "scores")
+    assert made == [str(trained_run)]
 
 
 def test_wrong_inputs_are_one_line(packed, trained_run, tmp_path, capsys):

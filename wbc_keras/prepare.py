@@ -101,10 +101,10 @@ def _source_of(folder: Path) -> str:
 
 def _pack_shards(arguments: argparse.Namespace) -> None:
     from wbc_keras.manifest import read_manifest
-    from wbc_keras.pictures.shards import pack
+    from wbc_keras.pictures.shards import pack_shards
 
     manifest = read_manifest(arguments.data, labelled=False)
-    paths = pack(manifest, Path(arguments.output), count=arguments.shards)
+    paths = pack_shards(manifest, Path(arguments.output), count=arguments.shards)
     size = sum(path.stat().st_size for path in paths)
     print(f"pictures {len(manifest.table)}  shards {len(paths)}  {size / 1e6:,.1f} MB")
     print(arguments.output)
@@ -130,11 +130,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _pack(config: Config, manifest: Manifest, prepared: Prepared, folder: Path) -> None:
-    from wbc_keras.pictures.packing import pack
+    from wbc_keras.pictures.packing import pack_cells
 
     if manifest.packed:
         raise DataError(f"{manifest.packed}: is packed already; copy the folder")
-    pack(manifest, prepared, folder, roi=config.roi, image_size=config.data.image_size)
+    pack_cells(manifest, prepared, folder, roi=config.roi, image_size=config.data.image_size)
     print(f"packed {folder}; it is a --data for training")
 
 

@@ -25,7 +25,7 @@ from wbc_keras.pictures.survey import survey_once
 _FILES = frozenset({TABLE, ABOUT, "images.bin", "boxes.npy", "found.npy"})
 
 
-def pack(
+def pack_cells(
     manifest: Manifest,
     prepared: Prepared,
     folder: Path,

@@ -34,7 +34,7 @@ _NAMES = ("file", "path")
 
 
 @dataclass(frozen=True)
-class Packed:
+class ShardPicture:
     """One picture of a shard: its name there, its label ("" unknown) and its encoded bytes."""
 
     name: str
@@ -67,7 +67,7 @@ def require_fsspec() -> Any:
     return fsspec
 
 
-def read_shard(address: str) -> Iterator[Packed]:
+def read_shard(address: str) -> Iterator[ShardPicture]:
     """Yield the pictures of a shard in its order, in flat memory.
 
     Raises:
@@ -81,32 +81,19 @@ def read_shard(address: str) -> Iterator[Packed]:
         raise DataError(f"{address}: holds no picture; leave it out")
 
 
-def list_shard(address: str) -> list[str]:
-    """Return the names of the pictures in a shard, in its order; pictures are not read.
-
-    Raises:
-        DataError: as `read_shard`, as far as this is seen without reading pictures.
-    """
-    if address.lower().endswith(".parquet"):
-        return _list_parquet(address)
-    return [name for name, _ in _iter_members(address, _is_cell, read=False)]
-
-
 # Tar
 
 
-def _read_tar(address: str) -> Iterator[Packed]:
+def _read_tar(address: str) -> Iterator[ShardPicture]:
     members = _iter_members(address, lambda name: _is_cell(name) or name.lower().endswith(_TOLD))
     for _, group in itertools.groupby(members, key=lambda member: _key_of(member[0])):
         files = list(group)
         label = _find_label(address, files)
-        yield from (Packed(name, label, data) for name, data in files if _is_cell(name))
+        yield from (ShardPicture(name, label, data) for name, data in files if _is_cell(name))
 
 
-def _iter_members(
-    address: str, is_wanted: Callable[[str], bool], *, read: bool = True
-) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of the files of a tar that are wanted, without bytes unless ``read``."""
+def _iter_members(address: str, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of the files of a tar that are wanted."""
     count = 0
     try:
         with (
@@ -118,20 +105,29 @@ def _iter_members(
             while (member := tar.next()) is not None:
                 name = member.name.removeprefix("./")
                 if is_wanted(name):
-                    yield name, _read_member(address, tar, member) if read else b""
+                    yield name, _read_member(address, tar, member)
                 count += 1
                 # It would keep them all.
                 tar.members.clear()  # type: ignore[attr-defined]
-            end = int(tar.offset)
-            stream.seek(end)
-            # Between two files, tarfile takes any damage for the end.
-            if stream.read(_BLOCK) != bytes(_BLOCK):
-                raise tarfile.ReadError(f"no end mark at byte {end:,}")
+            _require_end(stream, int(tar.offset))
     except tarfile.TarError as error:
         raise DataError(
             f"{address}: is truncated, damaged or no tar ({error}, after {count} files); copy or "
             "pack it again"
         ) from None
+
+
+def _require_end(stream: BinaryIO, start: int) -> None:
+    """Raise ReadError unless a tar ends at byte ``start``: zeros follow, and nothing but zeros.
+
+    Between two files, tarfile takes any damage for the end.
+    """
+    stream.seek(start)
+    if stream.read(_BLOCK) != bytes(_BLOCK):
+        raise tarfile.ReadError(f"no end mark at byte {start:,}")
+    while rest := stream.read(2**16):
+        if any(rest):
+            raise tarfile.ReadError(f"more follows the end mark at byte {start:,}")
 
 
 def _read_member(address: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -161,7 +157,8 @@ def _find_label(address: str, files: Iterable[tuple[str, bytes]]) -> str:
             if name.lower().endswith(".cls"):
                 return data.decode().strip()
             if name.lower().endswith(".json"):
-                return str(json.loads(data).get("label", ""))
+                label = json.loads(data).get("label")
+                return "" if label is None else str(label)
         except (ValueError, AttributeError):
             raise DataError(f"{address}: {name}: cannot be read as a label; mend it") from None
     return ""
@@ -170,7 +167,7 @@ def _find_label(address: str, files: Iterable[tuple[str, bytes]]) -> str:
 # Parquet
 
 
-def _read_parquet(address: str) -> Iterator[Packed]:
+def _read_parquet(address: str) -> Iterator[ShardPicture]:
     with _open_parquet(address) as file:
         pictures, names = _find_columns(address, file)
         row = 0
@@ -179,17 +176,8 @@ def _read_parquet(address: str) -> Iterator[Packed]:
             labels = table["label"] if "label" in table.column_names else [None] * len(table)
             named = table[names] if names else [None] * len(table)
             for name, label, encoded in zip(named, labels, table[pictures], strict=True):
-                yield Packed(_name(name, row), _text(label), encoded.as_py() or b"")
+                yield ShardPicture(_name(name, row), _text(label), encoded.as_py() or b"")
                 row += 1
-
-
-def _list_parquet(address: str) -> list[str]:
-    with _open_parquet(address) as file:
-        _, names = _find_columns(address, file)
-        if not names:
-            return [str(row) for row in range(file.metadata.num_rows)]
-        found = _flatten(file.read(columns=[names]))[names]
-        return [_name(name, row) for row, name in enumerate(found)]
 
 
 @contextmanager
@@ -251,7 +239,7 @@ def _name(value: Any, row: int) -> str:
 # Packing
 
 
-def pack(manifest: Manifest, folder: Path, *, count: int) -> list[Path]:
+def pack_shards(manifest: Manifest, folder: Path, *, count: int) -> list[Path]:
     """Pack a source into tar shards, files as they are, in the manifest's order.
 
     Beside each picture lies NAME.json with what the manifest tells of it: ``file``, and where they

@@ -6,13 +6,17 @@ part of the result, so that nothing of a piece is there, or all of it once.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
+import os
+import platform
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from wbc_keras.errors import DataError
 from wbc_keras.manifest import read_manifest
@@ -24,16 +28,28 @@ from wbc_keras.manifest.table import (
     repeated,
     stays_inside,
 )
-from wbc_keras.pictures.shards import is_shard, list_shard, open_address, read_shard, require_fsspec
+from wbc_keras.pictures.shards import is_shard, open_address, read_shard, require_fsspec
 
 ROWS = 4096  # of a source that is no shard; what a kill loses at most
+
+# Errors that say nothing of other files.
+_OF_ONE_FILE = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+}
+
+_Listed = tuple[str, str]  # a file's path or address, and its stamp
 
 
 @dataclass(frozen=True)
 class Sample:
     """One picture: its name in the result, its label ("" unknown), and what reads its bytes.
 
-    ``read`` raises OSError for a file that cannot be read.
+    ``read`` raises OSError for a file that cannot be read, and DataError where none can be.
     """
 
     name: str
@@ -43,14 +59,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardPiece:
-    """A shard; ``name`` stands before the names of its pictures."""
+    """A shard; ``name`` stands before the names of its pictures.
+
+    ``stamp`` is its size and time when it was listed: what tells it from what it is later.
+    """
 
     address: str
     name: str
+    stamp: str = field(default="", repr=False)
 
-    def list_names(self) -> list[str]:
-        """Return the names of the pictures, without reading them."""
-        return [f"{self.name}/{one}" for one in list_shard(self.address)]
+    def __str__(self) -> str:
+        """Return what people call it."""
+        return self.address
 
     def read_samples(self) -> Iterator[Sample]:
         """Yield the pictures, each as it is read."""
@@ -66,15 +86,16 @@ class RowsPiece:
     root: str
     files: tuple[str, ...]
     labels: tuple[str, ...]
+    stamp = ""  # files may change under their names: so many are not looked at one by one
 
-    def list_names(self) -> list[str]:
-        """Return the names of the pictures."""
-        return list(self.files)
+    def __str__(self) -> str:
+        """Return what people call it."""
+        return f"{posixpath.join(self.root, self.files[0])} and {len(self.files) - 1} more"
 
     def read_samples(self) -> Iterator[Sample]:
         """Yield the pictures, which are yet to be read."""
         for file, label in zip(self.files, self.labels, strict=True):
-            yield Sample(file, label, partial(_read, posixpath.join(self.root, file)))
+            yield Sample(file, label, partial(_read, self.root, file))
 
 
 Piece = ShardPiece | RowsPiece
@@ -91,10 +112,13 @@ def find_pieces(data: Sequence[str]) -> list[Piece]:
     Raises:
         DataError: nothing is found, shards are mixed with other sources, or a name is there twice.
     """
+    for one, is_twice in zip(data, repeated(data), strict=True):
+        if is_twice:
+            raise DataError(f"{one}: is named twice; name it once")
     shards = {one: _find_shards(one) for one in data}
     others = [one for one, found in shards.items() if not found]
     if not others:
-        return _name_shards([address for found in shards.values() for address in found])
+        return _name_shards([shard for found in shards.values() for shard in found])
     if len(others) < len(shards):
         raise DataError(
             f"{list_some(others)}: is no shard and cannot be scored together with shards; score it "
@@ -109,13 +133,14 @@ def find_pieces(data: Sequence[str]) -> list[Piece]:
     return _split(root, list(manifest.table["file"]), list(manifest.table["label"]))
 
 
-def _name_shards(addresses: list[str]) -> list[Piece]:
+def _name_shards(listed: list[_Listed]) -> list[Piece]:
     """Return the shards' pieces, named by what tells them apart of their addresses."""
+    addresses = [address for address, _ in listed]
     for address, is_twice in zip(addresses, repeated(addresses), strict=True):
         if is_twice:
             raise DataError(f"{address}: is named twice; name each shard once")
     start = len(_common_folder(addresses))
-    return [ShardPiece(one, one[start:].lstrip("/")) for one in sorted(addresses)]
+    return [ShardPiece(one, one[start:].lstrip("/"), stamp) for one, stamp in sorted(listed)]
 
 
 def _common_folder(addresses: Sequence[str]) -> str:
@@ -130,43 +155,55 @@ def _split(root: str, files: Sequence[str], labels: Sequence[str]) -> list[Piece
     return [RowsPiece(root, tuple(files[rows]), tuple(labels[rows])) for rows in slices]
 
 
-def _find_shards(one: str) -> list[str]:
+def _find_shards(one: str) -> list[_Listed]:
     """Return the shards that a path or an address names; none where it names something else."""
     entries = _list_remote(one) if "://" in one else _list_local(Path(one))
-    found = list(filter(is_shard, entries))
-    if found and any(map(is_picture, entries)):
+    found = [entry for entry in entries if is_shard(entry[0])]
+    if found and any(is_picture(address) for address, _ in entries):
         raise DataError(
             f"{one}: holds both shards and pictures; give the shards by name, or move them apart"
         )
     return found
 
 
-def _list_local(path: Path) -> list[str]:
+def _list_local(path: Path) -> list[_Listed]:
     """Return the files that lie in a folder itself, hidden ones left out, or the file at a path."""
     entries = path.iterdir() if path.is_dir() else [path]
     files = (entry for entry in entries if not entry.name.startswith(".") and entry.is_file())
-    return [file.absolute().as_posix() for file in files]
+    return [(Path(os.path.abspath(file)).as_posix(), _stamp_local(file)) for file in files]
+
+
+def _stamp_local(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 # Addresses
 
 
-def _list_remote(address: str) -> list[str]:
-    """Return the addresses of the files that an address names, one, some or a folder of them."""
+def _list_remote(address: str) -> list[_Listed]:
+    """Return the files that an address names, one, some or a folder of them."""
     try:
         fs, path = require_fsspec().core.url_to_fs(address)
-        paths = fs.glob(path) if "*" in path else fs.find(path)
+        list_files = fs.glob if "*" in path else fs.find
+        found: dict[str, dict[str, Any]] = list_files(path, detail=True)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{address}: cannot be read ({reason})") from error
-    if not paths:
+    if not found:
         raise DataError(f"{address}: no such file, or an empty folder")
-    return [fs.unstrip_protocol(one) for one in paths]
+    return [(fs.unstrip_protocol(one), _stamp_remote(about)) for one, about in found.items()]
+
+
+def _stamp_remote(about: dict[str, Any]) -> str:
+    """Return what a file system tells of a file that changes with it; each has its own names."""
+    names = ("size", "ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+    return " ".join(str(about[name]) for name in names if about.get(name) is not None)
 
 
 def _read_remote(address: str) -> tuple[str, list[str], list[str]]:
     """Return root, files and labels of a CSV or of a folder of pictures at an address."""
-    found = _list_remote(address)
+    found = [one for one, _ in _list_remote(address)]
     lists = [one for one in found if one.endswith(f"/{MANIFEST}")] or [
         one for one in found if len(found) == 1 and one.endswith(".csv")
     ]
@@ -198,6 +235,8 @@ def _read_remote_csv(address: str) -> tuple[str, list[str], list[str]]:
         raise DataError(f"{address}: cannot be read as a CSV ({reason})") from error
     if "file" not in table:
         raise DataError(f"{address}: has no column file. Received: {', '.join(table.columns)}")
+    if table.empty:
+        raise DataError(f"{address}: lists no picture")
     files = [normalise(file) for file in table["file"]]
     for file, is_twice in zip(files, repeated(files), strict=True):
         if is_twice or not (file and stays_inside(file)):
@@ -209,20 +248,40 @@ def _read_remote_csv(address: str) -> tuple[str, list[str], list[str]]:
     return posixpath.dirname(address), files, labels
 
 
-def _read(address: str) -> bytes:
-    with open_address(address) as stream:
-        return stream.read()
+def _read(root: str, file: str) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        OSError: this file is not there, or is not to be read.
+        DataError: others may not be either: a mount is lost, or whoever answers has gone.
+    """
+    address = posixpath.join(root, file)
+    try:
+        with open_address(address) as stream:
+            return stream.read()
+    except OSError as error:
+        alone = isinstance(error, FileNotFoundError) or error.errno in _OF_ONE_FILE
+        if alone and _answers(root):
+            raise
+        raise DataError(
+            f"{platform.node()}: {address}: cannot be read ({error.strerror or error}); where that "
+            "is this file's own fault and not the disk's, take it away"
+        ) from error
 
 
-# The check at the end
+def _answers(root: str) -> bool:
+    """Tell whether a folder is there and holds something, as a lost mount's does not."""
+    try:
+        if "://" in root:
+            fs, path = require_fsspec().core.url_to_fs(root)
+            return bool(fs.exists(path))
+        with os.scandir(root) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
-def open_lister() -> Callable[[Piece], bytes]:
-    """Return what a worker lists a piece's names with."""
-    return lambda piece: hash_names(piece.list_names())
-
-
-def hash_names(names: Sequence[str]) -> bytes:
+def hash_names(names: Sequence[str]) -> str:
     """Return what tells these names, in this order, from others.
 
     Raises:
@@ -231,4 +290,4 @@ def hash_names(names: Sequence[str]) -> bytes:
     for name, is_twice in zip(names, repeated(names), strict=True):
         if is_twice:
             raise DataError(f"{name}: stands twice in its shard; give each picture its own name")
-    return hashlib.sha256("\0".join(names).encode()).digest()
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()

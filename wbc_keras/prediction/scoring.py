@@ -1,7 +1,8 @@
 """An archive of any size through a model, spread over workers, into a folder of Parquet files.
 
 Each piece of the archive becomes one file, ``00000000.parquet`` and so on, with the columns of
-`predictions` and ``error``. Until all are there and checked they lie beside the output, in
+`predictions` and ``error``, and within its metadata what it was made of: the stamp of its shard and
+a hash of the names. Until all are there and checked they lie beside the output, in
 ``<output>.parts``. This process alone writes them: a worker that dies leaves nothing behind.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -24,7 +26,8 @@ from typing import Any
 import pandas as pd
 
 from wbc_keras import runs
-from wbc_keras.errors import DataError, WbcError
+from wbc_keras.errors import DataError, RunError, WbcError
+from wbc_keras.manifest.table import list_some
 from wbc_keras.pictures.cells import CHUNK
 from wbc_keras.pictures.shards import require_pyarrow
 from wbc_keras.prediction.archive import (
@@ -35,7 +38,7 @@ from wbc_keras.prediction.archive import (
     open_parts,
     part_folder,
 )
-from wbc_keras.prediction.pieces import Piece, Sample, find_pieces, hash_names, open_lister
+from wbc_keras.prediction.pieces import Piece, RowsPiece, Sample, find_pieces, hash_names
 from wbc_keras.prediction.predictions import ERROR
 from wbc_keras.prediction.predictor import Predictor, find_model
 from wbc_keras.prediction.spread import Outcome, spread
@@ -43,15 +46,31 @@ from wbc_keras.progress import show_progress
 
 SUMMARY = "_summary.json"  # passed over by whoever reads a folder of Parquet files
 
+logger = logging.getLogger(__name__)
+
+_MADE_OF = b"wbc_keras"  # of a part's metadata: a JSON object of ``stamp`` and ``names``
 _ROOM = 2**20  # bytes
 _MOST_FAULTS = 16  # a lost mount spoils every piece: no need to try them all
 
 
 class Scorer:
-    """A loaded model that maps a piece to a Parquet file, on all cores."""
+    """A loaded model that maps a piece to a Parquet file, on all cores.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: what `find_model` finds.
+        expected: its `hash_model` on the first host.
+
+    Raises:
+        WbcError: there is no such model on this host, or another one; no room for its files.
+    """
+
+    def __init__(self, model: str, expected: str) -> None:
         _require_room()
+        if hash_model(find_model(model)) != expected:
+            raise RunError(
+                f"{platform.node()}: {model}: is not the model that the first host has under this "
+                "name; copy that one here"
+            )
         self._predictor = Predictor.load(model, workers=os.cpu_count() or 1)
 
     def __call__(self, piece: Piece) -> bytes:
@@ -63,15 +82,32 @@ class Scorer:
         samples = iter(piece.read_samples())
         chunks = iter(lambda: list(itertools.islice(samples, CHUNK)), [])
         table = pd.concat(map_chunks(self._tabulate, chunks), ignore_index=True)
-        hash_names(list(table["file"]))
-        encoded = BytesIO()
-        table.to_parquet(encoded, index=False)
-        return encoded.getvalue()
+        return _encode(table, piece)
 
     def _tabulate(self, samples: list[Sample]) -> pd.DataFrame:
         names = [sample.name for sample in samples]
         predictions = classify(self._predictor, names, [sample.read for sample in samples])
         return self._predictor.table_of(predictions, names, [sample.label for sample in samples])
+
+
+def _encode(table: pd.DataFrame, piece: Piece) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    made_of = {"stamp": piece.stamp, "names": hash_names(list(table["file"]))}
+    rows = pyarrow.Table.from_pandas(table, preserve_index=False)
+    rows = rows.replace_schema_metadata({**rows.schema.metadata, _MADE_OF: json.dumps(made_of)})
+    encoded = BytesIO()
+    parquet.write_table(rows, encoded)
+    return encoded.getvalue()
+
+
+def _read_made_of(path: Path) -> dict[str, str]:
+    """Return what a part was made of; raise ValueError or OSError if it cannot be read."""
+    from pyarrow import parquet
+
+    metadata = parquet.read_schema(path).metadata or {}
+    return dict(json.loads(metadata.get(_MADE_OF, b"{}")))
 
 
 def _require_room() -> None:
@@ -101,8 +137,8 @@ def score_archive(
     """Score an archive into a folder of Parquet files, whole or not at all.
 
     Args:
-        model: a run folder, a SavedModel or the name of a shipped model; every worker finds it
-            under this name.
+        model: a run folder, a SavedModel or the name of a shipped model; every host has the same
+            under this path or name.
         data: as for `find_pieces`.
         output: the folder, missing or empty.
         engine: one of `spread.ENGINES`.
@@ -115,19 +151,26 @@ def score_archive(
     output = Path(output)
     require_pyarrow(output)
     pieces = find_pieces(data)
-    about = {"--data": _hash_pieces(pieces), "--model": hash_model(find_model(model))}
+    folder_of_model = find_model(model)
+    about = {"--data": _hash_pieces(pieces), "--model": hash_model(folder_of_model)}
     if resume and (output / SUMMARY).is_file():
         return _read_summary(output, about)
     runs.require_empty(output)
     with open_parts(output, about=about, resume=resume) as folder:
-        done = {number for number in range(len(pieces)) if _part(folder, number).exists()}
-        waiting = {number: piece for number, piece in enumerate(pieces) if number not in done}
-        make = partial(Scorer, str(model))
+        waiting = {
+            number: piece
+            for number, piece in enumerate(pieces)
+            if not _is_done(_part(folder, number), piece)
+        }
+        # A shipped model's name is good on every host; a path is not, from another folder.
+        is_path = Path(model).expanduser().exists()
+        name = str(folder_of_model.absolute()) if is_path else str(model)
+        make = partial(Scorer, name, about["--model"])
         _collect(engine, make, waiting, total=len(pieces), take=partial(_write, folder))
-        tally = _check(engine, pieces, folder)
+        tally = _check(data, pieces, folder)
         summary = {"predicted": dict(tally.predicted), "bad": tally.bad, "about": about}
         runs.write_json(folder / SUMMARY, summary)
-        for left in folder.glob(".*.parquet"):  # of a killed run, not yet whole
+        for left in folder.glob(".*.????????.*"):  # of a killed run, not yet whole
             left.unlink()
     _publish(part_folder(output), output)
     return tally
@@ -153,12 +196,14 @@ def _collect(
         closing(spread(engine, make, pieces)) as outcomes,
     ):
         try:
-            for outcome in itertools.takewhile(lambda _: len(faults) < _MOST_FAULTS, outcomes):
+            for outcome in outcomes:
                 if outcome.fault:
                     faults.append(outcome.fault)
                 else:
                     take(outcome)
                 tell(1)
+                if len(faults) == _MOST_FAULTS:
+                    break
         except WbcError as error:
             # Raised below: here it would bring all that libraries wrote on stderr with it.
             stopped = error
@@ -182,27 +227,52 @@ def _write(folder: Path, outcome: Outcome) -> None:
         ) from error
 
 
-def _check(engine: str, pieces: Sequence[Piece], folder: Path) -> Tally:
+def _is_done(path: Path, piece: Piece) -> bool:
+    """Tell whether a part is there and made of the piece as it is now; remove another one."""
+    if not path.exists():
+        return False
+    try:
+        if _read_made_of(path).get("stamp") == piece.stamp:
+            return True
+        reason = "has changed since it was scored"
+    except (OSError, ValueError):
+        reason = f"has a damaged part ({path.name})"
+    logger.warning("%s: %s; it is scored again", piece, reason)
+    path.unlink()
+    return False
+
+
+def _check(data: Sequence[str], pieces: Sequence[Piece], folder: Path) -> Tally:
     """Return what the parts hold; raise DataError unless each input has exactly one row.
 
-    The names of the inputs are listed anew, where the work was done.
+    A shard's rows are those of the one pass that read it to its end. So it must be what it was when
+    it was listed, and each part must hold what it held when it was made.
     """
-    tallies = []
-
-    def compare(outcome: Outcome) -> None:
-        path = _part(folder, outcome.number)
-        table = pd.read_parquet(path, columns=["file", "predicted", ERROR])
-        if hash_names(list(table["file"])) != outcome.result:
+    now = find_pieces(data)
+    if _hash_pieces(now) != _hash_pieces(pieces):
+        raise DataError("--data: names other inputs than when this began; score it anew")
+    changed = [str(one) for one, old in zip(now, pieces, strict=True) if one.stamp != old.stamp]
+    if changed:
+        raise DataError(
+            f"{list_some(changed)}: changed while it was scored; --resume scores it again"
+        )
+    tally = Tally(Counter(), 0)
+    for number, piece in enumerate(pieces):
+        path = _part(folder, number)
+        try:
+            table = pd.read_parquet(path, columns=["file", "predicted", ERROR])
+            made_of = _read_made_of(path)
+        except (OSError, ValueError):
+            table, made_of = pd.DataFrame({"file": []}), {}
+        names = hash_names(list(table["file"]))
+        expected = hash_names(piece.files) if isinstance(piece, RowsPiece) else names
+        if made_of != {"stamp": piece.stamp, "names": names} or names != expected:
             raise DataError(
-                f"{path}: its rows are not the inputs of its piece, which has changed meanwhile "
-                "or was written wrongly; remove this file, then --resume goes on"
+                f"{path}: its rows are not the inputs of its piece, as it was written wrongly or "
+                "changed since; remove this file, then --resume goes on"
             )
-        tallies.append(Tally(Counter(), 0).add(table))
-
-    _collect(engine, open_lister, dict(enumerate(pieces)), total=len(pieces), take=compare)
-    return Tally(
-        sum((one.predicted for one in tallies), Counter()), sum(one.bad for one in tallies)
-    )
+        tally = tally.add(table)
+    return tally
 
 
 def _publish(parts: Path, output: Path) -> None:

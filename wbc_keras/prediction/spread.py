@@ -11,6 +11,7 @@ import os
 import pickle
 import platform
 import socket
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ Work = Callable[[Piece], bytes]
 Make = Callable[[], Work]  # called once by each worker, to load a model for one
 
 _RETRIES = 3  # of a piece that its worker died over: it may be the piece that kills
-_STORE = 200 * 2**20  # bytes of shared memory for what is on its way; pieces and parts are small
+_STORE = 200 * 2**20  # bytes of shared memory for pieces and parts on their way; Ray spills others
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def spread(engine: str, make: Make, pieces: Mapping[int, Piece]) -> Generator[Ou
         pieces: by number.
 
     Raises:
-        WbcError: what ``make`` raises, or Ray cannot be had, or a piece kills every worker.
+        WbcError: what ``make`` raises, or Ray cannot be had, or its cluster is lost.
     """
     if pieces:
         yield from (_spread_over_ray if engine == "ray" else _work_here)(make, pieces)
@@ -111,20 +112,24 @@ class _Worker:
     """What Ray keeps alive on a host; a batch is one piece."""
 
     def __init__(self, make: Make) -> None:
-        self._fault = ""
+        self._fault = self._bug = ""
         self._work: Work | None = None
         try:
             self._work = make()
         except (WbcError, OSError) as error:
             self._fault = _describe(error)
+        except Exception:
+            self._bug = traceback.format_exc()
 
     def __call__(self, batch: Any) -> Any:
         number, piece = batch["number"][0].as_py(), pickle.loads(batch["piece"][0].as_py())
-        if self._work is None:
-            outcome = Outcome(number, b"", self._fault)
-        else:
-            outcome = _attempt(self._work, number, piece)
-        return _make_row(**vars(outcome), is_fatal=self._work is None)
+        outcome, bug = Outcome(number, b"", self._fault), self._bug
+        if self._work is not None:
+            try:
+                outcome = _attempt(self._work, number, piece)
+            except Exception:  # Ray would try it again and again
+                bug = traceback.format_exc()
+        return _make_row(**vars(outcome), is_fatal=self._work is None, bug=bug)
 
 
 def _make_row(**values: Any) -> Any:
@@ -145,22 +150,28 @@ def _spread_over_ray(make: Make, pieces: Mapping[int, Piece]) -> Iterator[Outcom
             fn_constructor_args=(make,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=plan.workers),
+            # One piece at a time: a worker that dies over it takes no other with it.
+            compute=ray.data.ActorPoolStrategy(size=plan.workers, max_tasks_in_flight_per_actor=1),
             num_cpus=plan.cpus,
             num_gpus=plan.gpus,
             max_task_retries=_RETRIES,  # by Ray's default without an end
         )
+        given_up = dict(pieces)
         try:
             for row in outcomes.iter_rows():
+                if row["bug"]:
+                    raise RuntimeError(f"a worker failed:\n{row['bug']}")
                 if row["is_fatal"]:
                     raise RunError(row["fault"])
+                del given_up[row["number"]]
                 yield Outcome(row["number"], row["result"], row["fault"])
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RunError(
-                "Ray: workers died over one piece again and again, or the cluster is lost "
-                f"({reason}); --resume goes on with what is done"
+                f"Ray: the cluster is lost ({reason}); --resume goes on with what is done"
             ) from error
+        for number, piece in given_up.items():
+            yield Outcome(number, b"", f"{piece}: workers died over it again and again")
 
 
 def _require_answer(address: str) -> None:
@@ -196,8 +207,9 @@ def _connect() -> Iterator[Any]:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = f"RAY_ADDRESS={address}" if address else "Ray"
         raise RunError(f"{where}: no cluster answers ({reason})") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1  # a piece that is given up stops no other
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     try:
