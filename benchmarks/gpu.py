@@ -21,6 +21,7 @@ from memory.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -258,7 +259,8 @@ def torch_batches(
         one = read(np.arange(batch))
         while True:
             yield one
-    yield from map_ahead(read, iter(lambda: rng.integers(0, len(cells), batch), None))
+    draws = (rng.integers(0, len(cells), batch) for _ in itertools.count())
+    yield from map_ahead(read, draws)
 
 
 def build_torch(network: str) -> Any:
