@@ -317,9 +317,9 @@ def test_a_model_trained_in_mixed_precision_is_kept_in_float32(tmp_path):
     fitting.save_model(model, tmp_path / "model.keras")
     np.testing.assert_array_equal(model(images, training=False).numpy(), before)
 
+    keras.config.set_dtype_policy("float32")
     kept = keras.models.load_model(tmp_path / "model.keras", compile=False)
     assert {layer.compute_dtype for layer in kept._flatten_layers()} == {"float32"}
-    keras.config.set_dtype_policy("float32")
     plain = build_classifier(config, num_classes=CLASSES, image_size=(32, 32))
     plain.set_weights(model.get_weights())
     after = kept(images, training=False).numpy()
