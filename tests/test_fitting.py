@@ -323,5 +323,7 @@ def test_a_model_trained_in_mixed_precision_is_kept_in_float32(tmp_path):
     plain = build_classifier(config, num_classes=CLASSES, image_size=(32, 32))
     plain.set_weights(model.get_weights())
     after = kept(images, training=False).numpy()
-    np.testing.assert_allclose(after, plain(images, training=False).numpy(), atol=1e-6)
-    assert np.abs(after - before).max() > 1e-4  # so the policy did something
+    scale = np.abs(before).max()  # logits of random weights are tiny
+    expected = plain(images, training=False).numpy()
+    np.testing.assert_allclose(after / scale, expected / scale, atol=1e-5)
+    assert np.abs(after - before).max() / scale > 1e-3  # so the policy did something
