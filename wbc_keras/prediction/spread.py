@@ -1,7 +1,7 @@
 """How work is spread: piece by piece in this process, or over the hosts of a Ray cluster.
 
-Either way each piece is worked on until it has an outcome, however often a worker dies over it, and
-the outcomes come back to this process, which alone writes.
+Either way each piece gets an outcome. Where a worker dies over it another one tries, and after some
+deaths it is given up. The outcomes come back to this process, which alone writes.
 """
 
 from __future__ import annotations
