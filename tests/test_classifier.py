@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from wbc_keras.backbones import BACKBONES
+from wbc_keras.backbones import BACKBONES, copy_weights
 from wbc_keras.classifier import build_classifier, set_trainable
 from wbc_keras.config import ModelConfig
 from wbc_keras.losses import FocalLoss
@@ -21,9 +21,9 @@ BACKBONE_FACTS = {
 }
 
 
-def build(backbone="mobilenetv2", **settings):
+def build(backbone="mobilenetv2", size=SIZE, **settings):
     config = ModelConfig(backbone=backbone, weights="none", **settings)
-    return build_classifier(config, num_classes=CLASSES, image_size=SIZE)
+    return build_classifier(config, num_classes=CLASSES, image_size=size)
 
 
 def run(model, images):
@@ -120,6 +120,35 @@ def test_attention_at_stages_learns_with_the_head(tmp_path):
     learning = {weight.path.split("/")[0] for weight in model.trainable_variables}
     stages = {"after_block_2_add", "after_block_5_add", "after_block_12_add"}
     assert learning == {"cbam", "logits", *stages}
+
+
+@pytest.mark.parametrize("backbone", STAGES)
+def test_stochastic_depth_leaves_blocks_out_in_training_alone(backbone):
+    model = build(backbone=backbone, size=(32, 32), stochastic_depth=0.6)
+    adds = [layer for layer in model.layers if isinstance(layer, keras.layers.Add)]
+    place = len(adds) // 2
+    block = adds[place - 1]
+    shortcut = next(one for one in block.input if "_drop" not in one._keras_history.operation.name)
+    both = keras.Model(model.input, [shortcut, block.output])
+    cells = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3)).astype("float32")
+    before, after = (keras.ops.convert_to_numpy(one) for one in both(cells, training=True))
+    left_out = np.all(before == after, axis=(1, 2, 3))
+    expected = 0.6 * place / len(adds)  # eq. 4 of Huang et al. 2016, as a share left out
+    assert left_out.mean() == pytest.approx(expected, abs=4 * (expected / 200) ** 0.5)
+
+    plain = build(backbone=backbone, size=(32, 32))
+    copy_weights(model, plain, ModelConfig(backbone=backbone, weights="none"))
+    np.testing.assert_allclose(run(plain, cells[:4]), run(model, cells[:4]), atol=1e-5)
+
+
+def test_without_the_setting_stochastic_depth_is_the_backbone_s_own():
+    def rates(**settings):
+        layers = build(**settings).layers
+        return [layer.rate for layer in layers if layer.name.endswith("_drop")]
+
+    assert rates(backbone="mobilenetv2") == []
+    assert 0.17 < max(rates(backbone="efficientnetb0")) < 0.2
+    assert max(rates(backbone="efficientnetb0", stochastic_depth=0.0)) == 0
 
 
 def test_settings_reach_their_layers():

@@ -49,6 +49,7 @@ OTHER_THAN_DEFAULT = {
     "model.reduction_ratio": "8",
     "model.kernel_size": "5",
     "model.dropout": "0.5",
+    "model.stochastic_depth": "0.1",
     "model.symmetries": "4",
     "model.weights": "weights.h5",
     "loss.name": "cross_entropy",

@@ -21,7 +21,7 @@ def build_classifier(
     """Build the network and load the weights it starts from.
 
     Args:
-        settings: backbone, attention, dropout and weights.
+        settings: backbone, attention, dropout, stochastic depth and weights.
         num_classes: width of the output.
         image_size: height and width of the input.
         symmetries: 1, or how many views of each picture are averaged (`symmetries`). Training
@@ -39,7 +39,9 @@ def build_classifier(
     attention = _make_attention(settings)
     between = attention if settings.attention_at == "stages" else None
     views = MakeViews(symmetries, name="views")(images) if symmetries > 1 else images
-    features = build_backbone(settings.backbone, views, between=between)
+    features = build_backbone(
+        settings.backbone, views, stochastic_depth=settings.stochastic_depth, between=between
+    )
     if attention is not None:
         features = attention(settings.attention)(features)
     if symmetries > 1:

@@ -107,6 +107,8 @@ class ModelConfig:
     reduction_ratio: int = _setting(16, low=1)
     kernel_size: int = _setting(7, low=1, high=31)
     dropout: float = _setting(0.3, low=0.0, high=0.9)
+    # Of the last residual block, earlier ones less; null: 0.2 in EfficientNetB0, 0 in the others.
+    stochastic_depth: float | None = _setting(None, low=0.0, high=0.9)
     # When the trained model is used: answers are averaged over so many mirrored and turned views
     # of a cell, 1, 2, 4 or 8, and take as many times longer.
     symmetries: int = _setting(1, low=1, high=8)
