@@ -110,8 +110,9 @@ def build_backbone(
             layer.momentum = _MOMENTUM
         elif isinstance(layer, keras.layers.Dropout) and rates:
             layer.rate = rates.pop(layer.name.replace("_drop", "_add"))
-    stages = backbone.stages if between else ()
-    return _insert(network, rates, stages, between) if rates or between else network.output
+    if not rates and between is None:
+        return network.output
+    return _insert(network, rates, backbone.stages, between)
 
 
 def _rates(network: keras.Model, last: float) -> dict[str, float]:
@@ -128,7 +129,7 @@ def _insert(
 ) -> Any:
     """Build the network again with more layers in it; one flat graph still.
 
-    The blocks of ``rates`` are left out as often; a layer of ``between`` follows each of ``stages``.
+    The blocks of ``rates`` are left out so often; a layer of ``between`` follows each stage.
     """
 
     def call(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +139,9 @@ def _insert(
             drop = keras.layers.Dropout(rate, noise_shape=(None, 1, 1, 1), name=name)
             args = ([shortcut, drop(block)],)
         output = layer(*args, **kwargs)
-        return between(_BETWEEN + layer.name)(output) if layer.name in stages else output
+        if between is None or layer.name not in stages:
+            return output
+        return between(_BETWEEN + layer.name)(output)
 
     # From the picture on, so that the input rule is built again too.
     again = keras.models.clone_model(network, input_tensors=network.input, call_function=call)
