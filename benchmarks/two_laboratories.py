@@ -1,11 +1,10 @@
 """Makes one set of two: a run's cells in that run's splits, and another laboratory's to train on.
 
-    python benchmarks/two_laboratories.py --run RUN --data CELLS --other OTHER --label-column fine_label \\
-        --output FOLDER
+    python benchmarks/two_laboratories.py --run RUN --data CELLS --other OTHER --output FOLDER
 
 FOLDER gets links to the pictures and a manifest.csv. The run's validation and test cells stay what
-they are, so what is trained on FOLDER is measured on the same cells as the run; of the other set
-only the cells are taken whose label the run's classes have by that very name, all as training cells.
+they are, so what is trained on FOLDER is measured on the same cells as the run. Of the other set,
+cells whose label is among the run's classes by that very name are taken, all as training cells.
 """
 
 from __future__ import annotations
