@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from wbc_keras.manifest import read_manifest
-from wbc_keras.runs import open_run
+from wbc_keras.runs import open_run, replacing_folder
 from wbc_keras.splits import read_splits
 
 
@@ -30,21 +30,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--label-column", default="label", help="of the other set (label)")
     parser.add_argument("--output", required=True, type=Path, help="a new folder")
     arguments = parser.parse_args(argv)
+    if arguments.output.exists():
+        parser.error(f"{arguments.output} is there already; name a new folder")
     run = open_run(arguments.run)
     own = read_splits(run.folder / "splits.csv").rename(columns={"group": "patient"})
     other = read_manifest(arguments.other, label_column=arguments.label_column).table
     other = other[other["label"].isin(run.class_names)]
     # Nobody says whose they are: each is a patient of its own.
     other = other.assign(split="train", patient=[f"other {row}" for row in range(len(other))])
-    arguments.output.mkdir(parents=True)
-    both = pd.concat(
-        [
-            own.assign(file=link(own["file"], arguments.data, arguments.output / "own")),
-            other.assign(file=link(other["file"], arguments.other, arguments.output / "other")),
-        ]
-    )
-    columns = ["file", "label", "patient", "split"]
-    both[columns].to_csv(arguments.output / "manifest.csv", index=False)
+    with replacing_folder(arguments.output) as folder:
+        both = pd.concat(
+            [
+                own.assign(file=link(own["file"], arguments.data, folder / "own")),
+                other.assign(file=link(other["file"], arguments.other, folder / "other")),
+            ]
+        )
+        columns = ["file", "label", "patient", "split"]
+        both[columns].to_csv(folder / "manifest.csv", index=False)
     print(pd.crosstab(both["label"], [both["file"].str.split("/").str[0], both["split"]]))
 
 
