@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -15,12 +16,12 @@ from wbc_keras.config import AugmentConfig
 COLUMNS = ("flip", "turn", "rotation", "shift_y", "shift_x", "zoom")
 COLUMNS += ("brightness", "contrast", "hue", "saturation")
 STAINS = ("haematoxylin", "eosin", "dab")
-COLUMNS += (*STAINS, *(f"{stain}_shift" for stain in STAINS))
+COLUMNS += (*STAINS, *(f"{stain}_shift" for stain in STAINS), "sharpness")
 OFF = {"flip": False, "quarter_turns": False}
 # Random numbers at which nothing is changed, whatever the strengths.
 NEUTRAL = {"flip": 0.9, "turn": 0.0}
 ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
-SETTINGS = AugmentConfig(stain=0.05)
+SETTINGS = AugmentConfig(stain=0.05, sharpness=0.5)
 DEFAULTS = {
     name: value
     for name, value in dataclasses.asdict(SETTINGS).items()
@@ -160,6 +161,19 @@ def test_rotation_turns_by_its_degrees(uniform, degrees):
     assert np.degrees(np.arctan2(-y, x)) == pytest.approx(degrees, abs=0.2)
 
 
+# Sharpness
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 80)])
+@pytest.mark.parametrize(("uniform", "share"), [(0.0, -1.0), (0.25, -0.5), (0.75, 0.5)])
+def test_sharpness_is_an_unsharp_mask_or_a_gaussian_blur(height, width, uniform, share):
+    image = np.random.default_rng(4).uniform(100, 150, (height, width, 3)).astype(np.float32)
+    out = apply(image[None], uniforms(sharpness=uniform), sharpness=1.0)[0]
+    deviation = 0.015 * min(height, width)
+    smooth = cv2.GaussianBlur(image, (0, 0), deviation, borderType=cv2.BORDER_REFLECT)
+    np.testing.assert_allclose(out, image + share * (image - smooth), atol=0.5)
+
+
 # Stain
 
 
@@ -252,6 +266,7 @@ def test_values_stay_between_0_and_255_at_full_strength(images):
         hue=180,
         saturation=1,
         stain=0.5,
+        sharpness=1,
     )
     for epoch in range(10):
         out = np.asarray(strong(images, draw_uniforms(len(images), seed=0, epoch=epoch)))

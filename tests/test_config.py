@@ -41,6 +41,7 @@ OTHER_THAN_DEFAULT = {
     "augment.hue": "12",
     "augment.saturation": "0.5",
     "augment.stain": "0.05",
+    "augment.sharpness": "0.8",
     "augment.mixup": "0.2",
     "augment.cutmix": "1",
     "model.backbone": "resnet50",

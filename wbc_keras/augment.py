@@ -1,4 +1,4 @@
-"""Random changes to training cells: one projective transform and one colour matrix per picture.
+"""Random changes to training cells: where their pixels lie, how sharp and of what colours.
 
 The random numbers are drawn outside the layer as a function of seed, epoch and cell, so that two
 runs see the same pictures, a resumed run goes on with the right ones, and two epochs differ. The
@@ -8,6 +8,7 @@ layer itself is a pure function in `keras.ops`: it runs in ``tf.data``, on a dev
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -17,7 +18,8 @@ from keras import ops
 
 from wbc_keras.config import AugmentConfig
 
-# The first ten come from one stream, the stain's six from another: older figures stay repeatable.
+# The first ten come from one stream, the stain's six and the sharpness from others: older figures
+# stay repeatable.
 _COLUMNS = (
     "flip",
     "turn",
@@ -31,8 +33,13 @@ _COLUMNS = (
     "saturation",
 )
 _STRENGTHS = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
-_STRENGTHS += ["brightness", "contrast", "hue", "saturation", "stain"]
+_STRENGTHS += ["brightness", "contrast", "hue", "saturation", "stain", "sharpness"]
 _STAIN_COLUMNS = 6  # a strength and an offset for each of three stains
+_SHARPNESS_COLUMNS = 1
+# Columns of each stream of random numbers; mixing cells draws from stream 3.
+_STREAMS = {1: len(_COLUMNS), 2: _STAIN_COLUMNS, 4: _SHARPNESS_COLUMNS}
+UNIFORMS = sum(_STREAMS.values())  # random numbers a cell and epoch
+_DEFOCUS = 0.015  # standard deviation of the blur, share of the shorter side: 1.4 pixels at 96
 # Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001, table 1).
 # A Wright-Giemsa smear has other dyes; what is wanted is three axes of absorption to vary.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
@@ -44,18 +51,18 @@ _YIQ = np.array(
 
 
 def draw_uniforms(cells: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Draw what one epoch's augmentation needs: float32 ``(cells, 16)`` in [0, 1), row = cell."""
+    """Draw what one epoch's augmentation needs: float32 ``(cells, 17)`` in [0, 1), row = cell."""
     # The last number parts these streams from each other and from that of the cells' order.
     parts = [
         np.random.default_rng([seed, epoch, stream]).random((cells, columns), dtype=np.float32)
-        for stream, columns in ((1, len(_COLUMNS)), (2, _STAIN_COLUMNS))
+        for stream, columns in _STREAMS.items()
     ]
     return np.concatenate(parts, axis=1)
 
 
 @keras.saving.register_keras_serializable("wbc_keras")
 class CellAugmentation(keras.layers.Layer):
-    """Flips, turns, shifts, zooms and restains cells; a strength of 0 turns a change off.
+    """Flips, turns, shifts, zooms, blurs and restains cells; a strength of 0 turns a change off.
 
     Args:
         flip: mirror half of the cells.
@@ -69,10 +76,12 @@ class CellAugmentation(keras.layers.Layer):
         saturation: share, up or down.
         stain: share by which each of three stains absorbs more or less, and optical density by
             which it is shifted, up or down (Tellez et al. 2019, section 3.2, HED-light at 0.05).
+        sharpness: share of what a Gaussian blur of 1.5 % of the side takes away, that is taken
+            away (1: the blurred picture) or added (unsharp masking).
 
     Call arguments:
         images: ``(batch, height, width, 3)``, RGB 0-255, any dtype.
-        uniforms: ``(batch, 16)`` in [0, 1), rows of `draw_uniforms`.
+        uniforms: ``(batch, 17)`` in [0, 1), rows of `draw_uniforms`.
 
     Returns:
         float32 ``(batch, height, width, 3)``, RGB 0-255. Pixels from outside the picture mirror it.
@@ -91,6 +100,7 @@ class CellAugmentation(keras.layers.Layer):
         hue: float = 0.0,
         saturation: float = 0.0,
         stain: float = 0.0,
+        sharpness: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # Under mixed precision too: 8 bits of mantissa do not hold the coordinate of a pixel.
@@ -106,14 +116,17 @@ class CellAugmentation(keras.layers.Layer):
         self.hue = hue
         self.saturation = saturation
         self.stain = stain
+        self.sharpness = sharpness
 
     def call(self, images: Any, uniforms: Any) -> Any:
         images = ops.cast(images, "float32")
-        simple, stain = uniforms[:, : len(_COLUMNS)], uniforms[:, len(_COLUMNS) :]
+        simple, stain, sharpness = _part(uniforms)
         random = dict(zip(_COLUMNS, ops.unstack(simple, len(_COLUMNS), axis=1), strict=True))
         # What is off takes no time.
         if self.flip or self.quarter_turns or self.rotation or self.shift or self.zoom:
             images = self._move(images, random)
+        if self.sharpness:
+            images = _sharpen(images, _spread(sharpness, self.sharpness))
         if self.stain:
             images = _vary_stains(images, _spread(stain, self.stain))
         if self.brightness or self.contrast or self.hue or self.saturation:
@@ -161,9 +174,38 @@ def make_augmentation(settings: AugmentConfig) -> CellAugmentation:
     return CellAugmentation(**{name: strengths[name] for name in _STRENGTHS})
 
 
+def _part(uniforms: Any) -> list[Any]:
+    """Return each stream's columns."""
+    ends = itertools.accumulate(_STREAMS.values(), initial=0)
+    return [uniforms[:, start:end] for start, end in itertools.pairwise(ends)]
+
+
 def _spread(uniform: Any, strength: float) -> Any:
     """Map [0, 1) to [-strength, strength)."""
     return (uniform * 2 - 1) * strength
+
+
+def _sharpen(images: Any, shares: Any) -> Any:
+    """Add a share ``(batch, 1)`` of what a Gaussian blur takes away; below 0, take it away."""
+    smooth = images
+    for axis in (1, 2):
+        smooth = _blur(smooth, axis)
+    sharpened = images + shares[:, :, None, None] * (images - smooth)
+    return ops.clip(sharpened, 0.0, 255.0)
+
+
+def _blur(images: Any, axis: int) -> Any:
+    """Blur ``(batch, h, w, 3)`` along one axis; pixels from outside the picture mirror it."""
+    deviation = _DEFOCUS * min(images.shape[1:3])
+    reach = math.ceil(3 * deviation)
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    padding = [[0, 0]] * 4
+    padding[axis] = [reach, reach]
+    shape = [1, 1, 3, 1]
+    shape[axis - 1] = len(taps)
+    kernel = np.broadcast_to((taps / taps.sum()).reshape(-1, 1, 1), (len(taps), 3, 1))
+    padded = ops.pad(images, padding, mode="symmetric")
+    return ops.depthwise_conv(padded, kernel.reshape(shape).astype(np.float32), padding="valid")
 
 
 def _vary_stains(images: Any, changes: Any) -> Any:

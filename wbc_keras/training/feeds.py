@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from wbc_keras.augment import make_augmentation
+from wbc_keras.augment import UNIFORMS, make_augmentation
 from wbc_keras.config import AugmentConfig
 from wbc_keras.pictures.cells import Cells
 from wbc_keras.training.drawing import Epoch, count_steps, is_mixed, make_draw
@@ -34,11 +34,11 @@ def augmented(network: keras.Model, settings: AugmentConfig) -> keras.Model:
         settings: strengths of the changes.
 
     Returns:
-        a model of what `TrainingFeed` gives: images uint8, ``uniforms`` ``(batch, 16)`` and, where
+        a model of what `TrainingFeed` gives: images uint8, ``uniforms`` ``(batch, 17)`` and, where
         cells are mixed, ``mixing`` ``(batch, 4)``.
     """
     images = keras.Input(network.input_shape[1:], dtype="uint8", name="stored")
-    inputs = [images, keras.Input((16,), dtype="float32", name="uniforms")]
+    inputs = [images, keras.Input((UNIFORMS,), dtype="float32", name="uniforms")]
     changed = make_augmentation(settings)(*inputs)
     if is_mixed(settings):
         inputs.append(keras.Input((4,), dtype="float32", name="mixing"))
