@@ -75,7 +75,8 @@ class CellAugmentation(keras.layers.Layer):
         hue: degrees in the YIQ plane, either way.
         saturation: share, up or down.
         stain: share by which each of three stains absorbs more or less, and optical density by
-            which it is shifted, up or down (Tellez et al. 2019, section 3.2, HED-light at 0.05, HED-strong at 0.2).
+            which it is shifted, up or down (Tellez et al. 2019, section 3.2: HED-light at 0.05,
+            HED-strong at 0.2).
         sharpness: share of what a Gaussian blur of 1.5 % of the side takes away, that is taken
             away (1: the blurred picture) or added (unsharp masking).
 
