@@ -32,7 +32,7 @@ from wbc_keras.prediction.predictions import class_columns, read_predictions
 from wbc_keras.reporting.gallery import choose_mistakes, read_heatmaps
 from wbc_keras.runs import open_run
 from wbc_keras.selection import select_cells
-from wbc_keras.splits import make_splits, write_splits
+from wbc_keras.splits import make_splits, read_splits, write_splits
 from wbc_keras.statistics.second_look import rank_labels
 
 FILES = {"metrics.json", "per_class.csv", "predictions.csv", "confusion_matrix.png"}
@@ -272,6 +272,19 @@ def neutrophils(drawn_cells, tmp_path_factory):
     sources = {"neutrophil": ("neutrophil_segmented", 6), "LYT": ("lymphocyte", 4)}
     data = tmp_path_factory.mktemp("neutrophils") / "data"
     return other_cells(drawn_cells, data, {**sources, "platelet": ("monocyte", 2)})
+
+
+def test_runs_are_compared_on_other_cells(finer_run, neutrophils, tmp_path):
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    for folder in folders:
+        assert main(["--run", str(finer_run), "--data", str(neutrophils), "--output", folder]) == 0
+    cells = read_splits(tmp_path / "first" / "splits.csv")
+    assert list(cells["file"]) == list(read_predictions(tmp_path / "first/predictions.csv")["file"])
+    assert set(cells["split"]) == {"test"}
+    assert compare([*folders, "--output", str(tmp_path / "both")]) == 0
+    figures = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert figures["samples"] == 10
+    assert figures["comparisons"][0]["mcnemar"]["only_first"] == 0
 
 
 @pytest.fixture(scope="module")

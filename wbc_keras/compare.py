@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="two run folders or more, or folders of all folds together (evaluate --output)",
+        help="two run folders or more, or folders that evaluate --output wrote",
     )
     parser.add_argument(
         "--output", help="folder (default: comparison_<RUN>_<RUN> beside the first)"
@@ -56,8 +56,8 @@ def compare(
     Intervals are drawn by patient if the first run's splits.csv names any.
 
     Args:
-        folders: run folders, or what `evaluate.evaluate_folds` wrote; the differences are those of
-            a later one minus an earlier one.
+        folders: run folders, or what `evaluate --output` wrote; the differences are those of a
+            later one minus an earlier one.
         output: the folder to write; an earlier comparison there is replaced whole.
 
     Returns:

@@ -103,7 +103,8 @@ def evaluate(
     notes: dict[str, Any] = {"left_out": dict(selection.left_out)}
     if selection.shared.merged:
         notes["merged"] = selection.shared.merged
-    return folder, _evaluate([(opened, selection)], folder, notes)
+    named = "test" if split in (None, "all") else split
+    return folder, _evaluate([(opened, selection)], folder, notes, split=named if output else None)
 
 
 def evaluate_folds(
@@ -130,13 +131,20 @@ def evaluate_folds(
     opened = [runs.open_run(fold) for fold in folds]
     parts = list(zip(opened, select_folds(opened, data=data), strict=True))
     notes = {"left_out": {}, "folds": [str(run.folder) for run in opened]}
-    return Path(output), _evaluate(parts, Path(output), notes)
+    return Path(output), _evaluate(parts, Path(output), notes, split="test")
 
 
 def _evaluate(
-    parts: Sequence[tuple[runs.Run, Selection]], folder: Path, notes: Mapping[str, Any]
+    parts: Sequence[tuple[runs.Run, Selection]],
+    folder: Path,
+    notes: Mapping[str, Any],
+    *,
+    split: str | None,
 ) -> Evaluation:
-    """Score each run's model on its cells, all as one set, and write ``folder``."""
+    """Score each run's model on its cells, all as one set, and write ``folder``.
+
+    With a split's name the folder stands by itself: it says in ``splits.csv`` whose its cells are.
+    """
     runs.require_replaceable(folder, _FILES)
     load_tensorflow()
     from wbc_keras.reporting.verdicts import ask_run, pool
@@ -145,17 +153,12 @@ def _evaluate(
     evaluation = verdicts.score()
     with runs.replacing_folder(folder) as temporary:
         write_evaluation(temporary, verdicts, evaluation, notes)
-        if "folds" in notes:
-            _write_cells(temporary, verdicts)
+        if split:
+            from wbc_keras.splits import write_splits
+
+            rows = verdicts.rows.assign(split="")
+            write_splits(temporary / "splits.csv", rows, [split] * len(rows))
     return evaluation
-
-
-def _write_cells(folder: Path, verdicts: Verdicts) -> None:
-    """Write ``splits.csv``: folds together test every cell, and comparing them needs patients."""
-    from wbc_keras.splits import write_splits
-
-    rows = verdicts.rows.assign(split="")
-    write_splits(folder / "splits.csv", rows, ["test"] * len(rows))
 
 
 def write_evaluation(
