@@ -16,12 +16,12 @@ from wbc_keras.config import AugmentConfig
 COLUMNS = ("flip", "turn", "rotation", "shift_y", "shift_x", "zoom")
 COLUMNS += ("brightness", "contrast", "hue", "saturation")
 STAINS = ("haematoxylin", "eosin", "dab")
-COLUMNS += (*STAINS, *(f"{stain}_shift" for stain in STAINS), "sharpness")
+COLUMNS += (*STAINS, *(f"{stain}_shift" for stain in STAINS), "sharpness", "red", "green", "blue")
 OFF = {"flip": False, "quarter_turns": False}
 # Random numbers at which nothing is changed, whatever the strengths.
 NEUTRAL = {"flip": 0.9, "turn": 0.0}
 ALMOST_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
-SETTINGS = AugmentConfig(stain=0.05, sharpness=0.5)
+SETTINGS = AugmentConfig(stain=0.05, sharpness=0.5, tint=0.3)
 DEFAULTS = {
     name: value
     for name, value in dataclasses.asdict(SETTINGS).items()
@@ -256,6 +256,12 @@ def test_stain_adds_or_takes_an_even_film_of_dye(place):
     np.testing.assert_allclose(out, picture_of(expected), atol=0.2)
 
 
+def test_tint_is_coloured_light_as_bright_in_its_strongest_channel(mild):
+    out = apply(mild, uniforms(red=0.75, green=0.5, blue=0.0), tint=0.4)
+    gains = np.exp([0.2, 0.0, -0.4]) / np.exp(0.2)
+    np.testing.assert_allclose(out, mild * gains, rtol=1e-5)
+
+
 def test_values_stay_between_0_and_255_at_full_strength(images):
     strong = CellAugmentation(
         rotation=180,
@@ -267,6 +273,7 @@ def test_values_stay_between_0_and_255_at_full_strength(images):
         saturation=1,
         stain=0.5,
         sharpness=1,
+        tint=1,
     )
     for epoch in range(10):
         out = np.asarray(strong(images, draw_uniforms(len(images), seed=0, epoch=epoch)))

@@ -42,6 +42,7 @@ OTHER_THAN_DEFAULT = {
     "augment.saturation": "0.5",
     "augment.stain": "0.05",
     "augment.sharpness": "0.8",
+    "augment.tint": "0.35",
     "augment.mixup": "0.2",
     "augment.cutmix": "1",
     "model.backbone": "resnet50",

@@ -15,7 +15,7 @@ from wbc_keras.training.feeds import CellFeed, TrainingFeed, augmented
 from wbc_keras.training.hosts import Hosts
 from wbc_keras.training.mixing import draw_mixing, mix, mix_targets
 
-AUGMENT = AugmentConfig(stain=0.05, sharpness=0.5)
+AUGMENT = AugmentConfig(stain=0.05, sharpness=0.5, tint=0.3)
 MIXED = dataclasses.replace(AUGMENT, mixup=0.4, cutmix=1.0)
 
 

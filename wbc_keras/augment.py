@@ -18,8 +18,8 @@ from keras import ops
 
 from wbc_keras.config import AugmentConfig
 
-# The first ten come from one stream, the stain's six and the sharpness from others: older figures
-# stay repeatable.
+# The first ten come from one stream, what was added later from others: older figures stay
+# repeatable.
 _COLUMNS = (
     "flip",
     "turn",
@@ -33,11 +33,12 @@ _COLUMNS = (
     "saturation",
 )
 _STRENGTHS = ["flip", "quarter_turns", "rotation", "shift", "zoom"]
-_STRENGTHS += ["brightness", "contrast", "hue", "saturation", "stain", "sharpness"]
+_STRENGTHS += ["brightness", "contrast", "hue", "saturation", "stain", "sharpness", "tint"]
 _STAIN_COLUMNS = 6  # a strength and an offset for each of three stains
 _SHARPNESS_COLUMNS = 1
+_TINT_COLUMNS = 3  # a gain for each of R, G, B
 # Columns of each stream of random numbers; mixing cells draws from stream 3.
-_STREAMS = {1: len(_COLUMNS), 2: _STAIN_COLUMNS, 4: _SHARPNESS_COLUMNS}
+_STREAMS = {1: len(_COLUMNS), 2: _STAIN_COLUMNS, 4: _SHARPNESS_COLUMNS, 5: _TINT_COLUMNS}
 UNIFORMS = sum(_STREAMS.values())  # random numbers a cell and epoch
 _DEFOCUS = 0.015  # standard deviation of the blur, share of the shorter side: 1.4 pixels at 96
 # Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001, table 1).
@@ -51,7 +52,7 @@ _YIQ = np.array(
 
 
 def draw_uniforms(cells: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Draw what one epoch's augmentation needs: float32 ``(cells, 17)`` in [0, 1), row = cell."""
+    """Draw what one epoch's augmentation needs: float32 ``(cells, 20)`` in [0, 1), row = cell."""
     # The last number parts these streams from each other and from that of the cells' order.
     parts = [
         np.random.default_rng([seed, epoch, stream]).random((cells, columns), dtype=np.float32)
@@ -79,10 +80,12 @@ class CellAugmentation(keras.layers.Layer):
             HED-strong at 0.2).
         sharpness: share of what a Gaussian blur of 1.5 % of the side takes away, that is taken
             away (1: the blurred picture) or added (unsharp masking).
+        tint: how much the light of R, G and B may differ, as the logarithm of their gains, up or
+            down; the brightest of the three stays as it is.
 
     Call arguments:
         images: ``(batch, height, width, 3)``, RGB 0-255, any dtype.
-        uniforms: ``(batch, 17)`` in [0, 1), rows of `draw_uniforms`.
+        uniforms: ``(batch, 20)`` in [0, 1), rows of `draw_uniforms`.
 
     Returns:
         float32 ``(batch, height, width, 3)``, RGB 0-255. Pixels from outside the picture mirror it.
@@ -102,6 +105,7 @@ class CellAugmentation(keras.layers.Layer):
         saturation: float = 0.0,
         stain: float = 0.0,
         sharpness: float = 0.0,
+        tint: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # Under mixed precision too: 8 bits of mantissa do not hold the coordinate of a pixel.
@@ -118,10 +122,11 @@ class CellAugmentation(keras.layers.Layer):
         self.saturation = saturation
         self.stain = stain
         self.sharpness = sharpness
+        self.tint = tint
 
     def call(self, images: Any, uniforms: Any) -> Any:
         images = ops.cast(images, "float32")
-        simple, stain, sharpness = _part(uniforms)
+        simple, stain, sharpness, tint = _part(uniforms)
         random = dict(zip(_COLUMNS, ops.unstack(simple, len(_COLUMNS), axis=1), strict=True))
         # What is off takes no time.
         if self.flip or self.quarter_turns or self.rotation or self.shift or self.zoom:
@@ -130,6 +135,8 @@ class CellAugmentation(keras.layers.Layer):
             images = _sharpen(images, _spread(sharpness, self.sharpness))
         if self.stain:
             images = _vary_stains(images, _spread(stain, self.stain))
+        if self.tint:
+            images = _tint(images, _spread(tint, self.tint))
         if self.brightness or self.contrast or self.hue or self.saturation:
             images = self._restain(images, random)
         return images
@@ -220,6 +227,12 @@ def _vary_stains(images: Any, changes: Any) -> Any:
     shift = ops.matmul(changes[:, 3:], _STAINS)
     density = _apply(density, matrix) + shift[:, None, None, :]
     return ops.clip(256.0 * ops.exp(-density) - 1.0, 0.0, 255.0)
+
+
+def _tint(images: Any, log_gains: Any) -> Any:
+    """Weaken two of the three channels ``(batch, 3)`` against the strongest, as coloured light."""
+    gains = ops.exp(log_gains - ops.max(log_gains, axis=1, keepdims=True))
+    return images * gains[:, None, None, :]
 
 
 def _warp(images: Any, to_x: tuple[Any, Any, Any], to_y: tuple[Any, Any, Any]) -> Any:

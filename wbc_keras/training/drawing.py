@@ -15,7 +15,7 @@ from wbc_keras.training.mixing import draw_mixing
 class Epoch(NamedTuple):
     """The cells of an epoch by step and place in the batch, each array ``(steps, batch, ...)``.
 
-    order: rows of cells. uniforms: what `augment` draws, ``(..., 17)``. labels: int32, or float32
+    order: rows of cells. uniforms: what `augment` draws, ``(..., 20)``. labels: int32, or float32
     ``(..., classes)``. weights: float32, in the loss. mixing: what `mixing` draws, ``(..., 4)``.
     """
 

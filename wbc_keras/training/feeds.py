@@ -34,7 +34,7 @@ def augmented(network: keras.Model, settings: AugmentConfig) -> keras.Model:
         settings: strengths of the changes.
 
     Returns:
-        a model of what `TrainingFeed` gives: images uint8, ``uniforms`` ``(batch, 17)`` and, where
+        a model of what `TrainingFeed` gives: images uint8, ``uniforms`` ``(batch, 20)`` and, where
         cells are mixed, ``mixing`` ``(batch, 4)``.
     """
     images = keras.Input(network.input_shape[1:], dtype="uint8", name="stored")
