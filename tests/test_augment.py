@@ -165,13 +165,19 @@ def test_rotation_turns_by_its_degrees(uniform, degrees):
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 80)])
-@pytest.mark.parametrize(("uniform", "share"), [(0.0, -1.0), (0.25, -0.5), (0.75, 0.5)])
-def test_sharpness_is_an_unsharp_mask_or_a_gaussian_blur(height, width, uniform, share):
+@pytest.mark.parametrize(
+    ("uniform", "shares"),
+    [(0.75, (1.5, -0.5, 0)), (0.375, (0.5, 0.5, 0)), (0.25, (0, 1, 0)), (0.0, (0, 0, 1))],
+)
+def test_sharpness_is_an_unsharp_mask_or_a_gaussian_blur(height, width, uniform, shares):
     image = np.random.default_rng(4).uniform(100, 150, (height, width, 3)).astype(np.float32)
     out = apply(image[None], uniforms(sharpness=uniform), sharpness=1.0)[0]
-    deviation = 0.015 * min(height, width)
-    smooth = cv2.GaussianBlur(image, (0, 0), deviation, borderType=cv2.BORDER_REFLECT)
-    np.testing.assert_allclose(out, image + share * (image - smooth), atol=0.5)
+    soft, softer = (
+        cv2.GaussianBlur(image, (0, 0), share * min(height, width), borderType=cv2.BORDER_REFLECT)
+        for share in (0.015, 0.03)
+    )
+    expected = shares[0] * image + shares[1] * soft + shares[2] * softer
+    np.testing.assert_allclose(out, expected, atol=0.5)
 
 
 # Stain

@@ -40,7 +40,9 @@ _TINT_COLUMNS = 3  # a gain for each of R, G, B
 # Columns of each stream of random numbers; mixing cells draws from stream 3.
 _STREAMS = {1: len(_COLUMNS), 2: _STAIN_COLUMNS, 4: _SHARPNESS_COLUMNS, 5: _TINT_COLUMNS}
 UNIFORMS = sum(_STREAMS.values())  # random numbers a cell and epoch
-_DEFOCUS = 0.015  # standard deviation of the blur, share of the shorter side: 1.4 pixels at 96
+# Standard deviations of blurs, in shares of the shorter side: 1.4 and 2.9 pixels at 96. Platelets
+# are enlarged that much by the crop: unblurred, softness alone would tell them from leukocytes.
+_SOFT, _SOFTER = 0.015, 0.03
 # Optical densities of haematoxylin, eosin and DAB in R, G, B (Ruifrok and Johnston 2001, table 1).
 # A Wright-Giemsa smear has other dyes; what is wanted is three axes of absorption to vary.
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
@@ -78,8 +80,8 @@ class CellAugmentation(keras.layers.Layer):
         stain: share by which each of three stains absorbs more or less, and optical density by
             which it is shifted, up or down (Tellez et al. 2019, section 3.2: HED-light at 0.05,
             HED-strong at 0.2).
-        sharpness: share of what a Gaussian blur of 1.5 % of the side takes away, that is taken
-            away (1: the blurred picture) or added (unsharp masking).
+        sharpness: at 1, blurred by a Gaussian of up to 3 % of the side, or sharpened by up to what
+            one of 1.5 % takes away (unsharp masking); in between and less in proportion.
         tint: how much the light of R, G and B may differ, as the logarithm of their gains, up or
             down; the brightest of the three stays as it is.
 
@@ -193,27 +195,24 @@ def _spread(uniform: Any, strength: float) -> Any:
     return (uniform * 2 - 1) * strength
 
 
-def _sharpen(images: Any, shares: Any) -> Any:
-    """Add a share ``(batch, 1)`` of what a Gaussian blur takes away; below 0, take it away."""
-    smooth = images
-    for axis in (1, 2):
-        smooth = _blur(smooth, axis)
-    sharpened = images + shares[:, :, None, None] * (images - smooth)
-    return ops.clip(sharpened, 0.0, 255.0)
+def _sharpen(images: Any, changes: Any) -> Any:
+    """Sharpen (changes ``(batch, 1)`` over 0) or blur: at -0.5 softly, at -1 twice as far."""
+    soft, softer = (_blur(images, share * min(images.shape[1:3])) for share in (_SOFT, _SOFTER))
+    near = ops.where(changes < 0, ops.maximum(2 * changes, -1.0), changes)
+    far = ops.clip(2 * changes + 1, -1.0, 0.0)
+    near, far = near[:, :, None, None], far[:, :, None, None]
+    return ops.clip(images + near * (images - soft) + far * (soft - softer), 0.0, 255.0)
 
 
-def _blur(images: Any, axis: int) -> Any:
-    """Blur ``(batch, h, w, 3)`` along one axis; pixels from outside the picture mirror it."""
-    deviation = _DEFOCUS * min(images.shape[1:3])
+def _blur(images: Any, deviation: float) -> Any:
+    """Blur ``(batch, h, w, 3)`` by a Gaussian; pixels from outside the picture mirror it."""
     reach = math.ceil(3 * deviation)
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
-    padding = [[0, 0]] * 4
-    padding[axis] = [reach, reach]
-    shape = [1, 1, 3, 1]
-    shape[axis - 1] = len(taps)
-    kernel = np.broadcast_to((taps / taps.sum()).reshape(-1, 1, 1), (len(taps), 3, 1))
-    padded = ops.pad(images, padding, mode="symmetric")
-    return ops.depthwise_conv(padded, kernel.reshape(shape).astype(np.float32), padding="valid")
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2).astype(np.float32)
+    across = np.repeat(taps / taps.sum(), 3).reshape(1, -1, 3, 1)
+    images = ops.pad(images, [[0, 0], [reach, reach], [reach, reach], [0, 0]], mode="symmetric")
+    for kernel in (across, across.transpose(1, 0, 2, 3)):
+        images = ops.depthwise_conv(images, kernel, padding="valid")
+    return images
 
 
 def _vary_stains(images: Any, changes: Any) -> Any:

@@ -93,7 +93,7 @@ class AugmentConfig:
     hue: float = _setting(8.0, low=0.0, high=180.0)  # degrees, either way
     saturation: float = _setting(0.2, low=0.0, high=1.0)  # share, up or down
     stain: float = _setting(0.0, low=0.0, high=0.5)  # share and optical density, up or down
-    sharpness: float = _setting(0.0, low=0.0, high=1.0)  # share of a blur, taken off or put on
+    sharpness: float = _setting(0.0, low=0.0, high=1.0)  # 1: blurred by up to 3 % of the side
     tint: float = _setting(0.0, low=0.0, high=1.0)  # of the light, log of the channels' gains
     mixup: float = _setting(0.0, low=0.0, high=4.0)  # alpha of its Beta distribution; 0: off
     cutmix: float = _setting(0.0, low=0.0, high=4.0)  # the same; with both on, each half the time
