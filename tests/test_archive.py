@@ -80,6 +80,25 @@ def test_rows_are_those_of_the_input_in_its_order(whole, many):
     assert not part_folder(whole).exists()
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_cells_foreign_to_the_model_are_told(suffix, many, trained_run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for number in range(10):
+        noise = rng.integers(0, 256, (96, 96, 3), np.uint8)
+        cv2.imwrite(str(foreign / f"{number}.png"), noise)
+    told = []
+    for data in (many, foreign):
+        table = tmp_path / f"{data.name}{suffix}"
+        assert main(arguments_of(trained_run, data, table)) == 0
+        told.append(capsys.readouterr().out)
+    novelty = (pd.read_csv if suffix == ".csv" else pd.read_parquet)(table)["novelty"]
+    assert f"note: {(novelty > 0.99).mean():.0%} of the cells are foreign to the model" in told[1]
+    assert (novelty > 0.99).mean() > 0.5
+    assert "are foreign" not in told[0]
+
+
 def test_a_killed_run_goes_on_after_its_last_whole_part(
     whole, many, trained_run, tmp_path, monkeypatch, capfd
 ):

@@ -141,6 +141,7 @@ def test_files_as_predict_scores_them(many, trained_run, expected, tmp_path, mon
     assert f"600 pictures  {output}" in shown
     summary = json.loads((output / "_summary.json").read_text())
     assert summary["bad"] == 12
+    assert summary["foreign"] == (expected["novelty"].astype(float) > 0.99).sum()
     assert (
         summary["predicted"]
         == expected.loc[expected["error"] == "", "predicted"].value_counts().to_dict()

@@ -29,7 +29,7 @@ from wbc_keras.errors import DataError
 from wbc_keras.manifest import Manifest
 from wbc_keras.pictures.cells import CHUNK, map_ahead
 from wbc_keras.pictures.images import BadImage, read_file
-from wbc_keras.prediction.predictions import ERROR, to_csv
+from wbc_keras.prediction.predictions import ERROR, NOVELTY, to_csv
 from wbc_keras.prediction.predictor import Predictions, Predictor, model_files
 from wbc_keras.progress import show_progress
 
@@ -37,20 +37,30 @@ _Chunk = TypeVar("_Chunk")
 
 PART = 16 * CHUNK  # rows; what a kill loses at most
 
+COUNTED = ("predicted", ERROR, NOVELTY)  # the columns that a tally is made of
+
 _ABOUT = "_about.json"  # passed over by whoever reads a folder of Parquet files
+
+# More cells than this beyond 99 % of the validation cells are worth a word: 1 % would be usual,
+# and up to a tenth where the model knows a dozen validation cells only.
+_FAR, _UNUSUAL = 0.99, 0.2
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a finished table holds: how many cells of each class, and pictures not read."""
+    """What a finished table holds: cells of each class, pictures not read, and foreign cells."""
 
     predicted: Counter[str]
     bad: int
+    foreign: int = 0  # farther from the training cells than 99 % of the validation cells
 
     def add(self, table: pd.DataFrame) -> Tally:
         """Return the tally with the rows of one more table, its columns predicted and error."""
         names = Counter(table.loc[table[ERROR] == "", "predicted"])
-        return Tally(self.predicted + names, self.bad + int((table[ERROR] != "").sum()))
+        bad, foreign = int((table[ERROR] != "").sum()), 0
+        if NOVELTY in table:
+            foreign = int((pd.to_numeric(table[NOVELTY]) > _FAR).sum())
+        return Tally(self.predicted + names, self.bad + bad, self.foreign + foreign)
 
     def __str__(self) -> str:
         """Return the lines that a command prints."""
@@ -58,6 +68,12 @@ class Tally:
         lines = [f"{name:{width}}  {count}" for name, count in self.predicted.most_common()]
         if self.bad:
             lines.append(f"note: {self.bad} pictures cannot be used, see the column error")
+        cells = self.predicted.total()
+        if self.foreign > _UNUSUAL * cells:
+            lines.append(
+                f"note: {self.foreign / cells:.0%} of the cells are foreign to the model: its "
+                f"answers may be wrong, see the column {NOVELTY}"
+            )
         return "\n".join([*lines, f"{self.predicted.total() + self.bad} pictures"])
 
 
@@ -295,7 +311,8 @@ def _join_parquet(parts: list[Path], output: Path) -> Tally:
         for path in parts:
             rows = parquet.read_table(path)
             joined.write_table(rows)
-            tally = tally.add(rows.select(["predicted", ERROR]).to_pandas())
+            counted = [name for name in COUNTED if name in rows.column_names]
+            tally = tally.add(rows.select(counted).to_pandas())
     return tally
 
 

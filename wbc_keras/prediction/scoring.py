@@ -31,6 +31,7 @@ from wbc_keras.manifest.table import list_some
 from wbc_keras.pictures.cells import CHUNK
 from wbc_keras.pictures.shards import require_pyarrow
 from wbc_keras.prediction.archive import (
+    COUNTED,
     Tally,
     classify,
     hash_model,
@@ -39,7 +40,6 @@ from wbc_keras.prediction.archive import (
     part_folder,
 )
 from wbc_keras.prediction.pieces import Piece, RowsPiece, Sample, find_pieces, hash_names
-from wbc_keras.prediction.predictions import ERROR
 from wbc_keras.prediction.predictor import Predictor, find_model
 from wbc_keras.prediction.spread import Outcome, spread
 from wbc_keras.progress import show_progress
@@ -168,7 +168,7 @@ def score_archive(
         make = partial(Scorer, name, about["--model"])
         _collect(engine, make, waiting, total=len(pieces), take=partial(_write, folder))
         tally = _check(data, pieces, folder)
-        summary = {"predicted": dict(tally.predicted), "bad": tally.bad, "about": about}
+        summary = vars(tally) | {"about": about}
         runs.write_json(folder / SUMMARY, summary)
         for left in folder.glob(".*.????????.*"):  # of a killed run, not yet whole
             left.unlink()
@@ -248,6 +248,8 @@ def _check(data: Sequence[str], pieces: Sequence[Piece], folder: Path) -> Tally:
     A shard's rows are those of the one pass that read it to its end. So it must be what it was when
     it was listed, and each part must hold what it held when it was made.
     """
+    from pyarrow import parquet
+
     now = find_pieces(data)
     if _hash_pieces(now) != _hash_pieces(pieces):
         raise DataError("--data: names other inputs than when this began; score it anew")
@@ -260,7 +262,8 @@ def _check(data: Sequence[str], pieces: Sequence[Piece], folder: Path) -> Tally:
     for number, piece in enumerate(pieces):
         path = _part(folder, number)
         try:
-            table = pd.read_parquet(path, columns=["file", "predicted", ERROR])
+            held = parquet.read_schema(path).names
+            table = pd.read_parquet(path, columns=["file", *(c for c in COUNTED if c in held)])
             made_of = _read_made_of(path)
         except (OSError, ValueError):
             table, made_of = pd.DataFrame({"file": []}), {}
@@ -287,7 +290,8 @@ def _read_summary(output: Path, about: dict[str, Any]) -> Tally:
     try:
         summary = json.loads((output / SUMMARY).read_text(encoding="utf-8"))
         if summary["about"] == about:
-            return Tally(Counter(summary["predicted"]), summary["bad"])
+            predicted = Counter(summary["predicted"])
+            return Tally(predicted, summary["bad"], summary.get("foreign", 0))
     except (OSError, ValueError, KeyError):
         pass
     raise DataError(f"{output}: is finished, with another --data or --model; choose another place")
