@@ -55,7 +55,7 @@ class Tally:
     foreign: int = 0  # farther from the training cells than 99 % of the validation cells
 
     def add(self, table: pd.DataFrame) -> Tally:
-        """Return the tally with the rows of one more table, its columns predicted and error."""
+        """Return the tally with the rows of one more table: its columns `COUNTED`."""
         names = Counter(table.loc[table[ERROR] == "", "predicted"])
         bad, foreign = int((table[ERROR] != "").sum()), 0
         if NOVELTY in table:
