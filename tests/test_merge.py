@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wbc_keras.classifier import build_classifier
 from wbc_keras.config import dump_config
 from wbc_keras.errors import RunError
 from wbc_keras.evaluate import evaluate
@@ -49,9 +51,9 @@ def test_logits_are_the_mean_and_so_is_the_way_to_them(pair, merged):
 
 
 def test_it_is_a_run_like_any_other(pair, merged, drawn_cells):
-    assert open_run(merged).members == (
-        f"{pair[0].name} (mobilenetv2, attention cbam)",
-        "other (mobilenetv2, attention cbam)",
+    assert open_run(merged).averaged == (
+        f"mean of the logits of {pair[0].name} (mobilenetv2, attention cbam) "
+        "and other (mobilenetv2, attention cbam)"
     )
     before, after = (pd.read_csv(one / "splits.csv") for one in (pair[0], merged))
     pd.testing.assert_frame_equal(before, after)
@@ -66,6 +68,30 @@ def test_it_is_a_run_like_any_other(pair, merged, drawn_cells):
     shares = scored[list(explained.class_names)].iloc[0].to_numpy(np.float32)
     np.testing.assert_allclose(answer.probabilities[0], shares, atol=1e-4)
     assert answer.overlays[0].startswith(b"\x89PNG")
+
+
+def test_mean_of_weights_is_one_network_of_them(pair, tmp_path):
+    # The other run first: its two views are the new run's, and no weight of the network.
+    assert main([str(pair[1]), str(pair[0]), "--weights", "--output", str(tmp_path / "made")]) == 0
+    made = open_run(tmp_path / "made")
+    files = [open_run(one).model_path for one in (*pair, made.folder)]
+    weights = [keras.models.load_model(one, compile=False).get_weights() for one in files]
+    for mine, theirs, mean in zip(*weights, strict=True):
+        np.testing.assert_allclose(mean, (mine + theirs) / 2, rtol=1e-5, atol=1e-7)
+    assert made.config.model.symmetries == 2
+    assert made.averaged.startswith("mean of the weights of other")
+    assert (made.folder / "decision.json").exists()
+
+
+def test_weights_of_other_networks_are_refused(pair, tmp_path, capsys):
+    other = Path(shutil.copytree(pair[0], tmp_path / "other"))
+    config = dataclasses.replace(open_run(other).config.model, attention="none")
+    model = build_classifier(config, num_classes=6, image_size=(48, 48))
+    model.save(other / "model.keras")
+    command = [str(pair[0]), str(other), "--weights", "--output", str(tmp_path / "made")]
+    assert main(command) == 2
+    assert "other architectures cannot be averaged" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
 
 
 def test_cell_that_one_was_trained_on_is_neither_tested_nor_validated(pair, tmp_path, caplog):
@@ -140,4 +166,4 @@ def test_damaged_list_of_members_is_told(pair, tmp_path, text):
     run = Path(shutil.copytree(pair[0], tmp_path / "run"))
     (run / "merged.json").write_text(text)
     with pytest.raises(RunError, match=r"merged\.json: is damaged"):
-        print(open_run(run).members)
+        print(open_run(run).averaged)

@@ -103,6 +103,32 @@ def merge_classifiers(models: Sequence[keras.Model]) -> keras.Model:
     return model
 
 
+def average_weights(models: Sequence[keras.Model]) -> keras.Model:
+    """Return the first of the trained models with the mean of all their weights.
+
+    One network of one network's time. It works for a run and the one it was trained on from, whose
+    weights lie near each other: what lies between is often better than both, at home and away
+    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", eq. 1). It does not for runs
+    from different random weights.
+
+    Args:
+        models: of `build_classifier`, all of one architecture. The first is changed.
+
+    Raises:
+        RunError: their weights have other shapes.
+    """
+    first = models[0]
+    shapes = [[weight.shape for weight in one.weights] for one in models]
+    if any(one != shapes[0] for one in shapes):
+        raise RunError(
+            "the weights of networks of other architectures cannot be averaged; without --weights "
+            "their logits are"
+        )
+    kinds = zip(*(one.get_weights() for one in models), strict=True)
+    first.set_weights([np.mean(weights, axis=0) for weights in kinds])
+    return first
+
+
 def _make_attention(settings: ModelConfig) -> Callable[[str], keras.layers.Layer] | None:
     """Return what makes an attention layer of a given name, or None."""
     if settings.attention == "cbam":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wbc_keras import runs
 from wbc_keras.cache import hash_file
 from wbc_keras.commands import load_tensorflow, make_parser, run_action
-from wbc_keras.config import Config, dump_config
+from wbc_keras.config import dump_config
 from wbc_keras.errors import RunError
 
 if TYPE_CHECKING:
@@ -31,21 +31,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         "runs", nargs="+", metavar="RUN", help="two run folders or more, of the same classes"
     )
     parser.add_argument("--output", required=True, help="the new run folder")
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="average their weights instead: one network, of a run and the one it started from",
+    )
     parser.add_argument("--data", help="their cells, where they are not where the runs found them")
     return run_action(_action, parser.parse_args(argv))
 
 
 def _action(arguments: argparse.Namespace) -> None:
     load_tensorflow()
-    folder = merge(arguments.runs, output=arguments.output, data=arguments.data)
+    folder = merge(
+        arguments.runs,
+        output=arguments.output,
+        weights=arguments.weights,
+        data=arguments.data,
+    )
     print(f"model    {folder / 'model.keras'}")
     print(f"next     python -m wbc_keras.evaluate --run {folder}")
 
 
 def merge(
-    folders: Sequence[str | Path], *, output: str | Path, data: str | Path | None = None
+    folders: Sequence[str | Path],
+    *,
+    output: str | Path,
+    weights: bool = False,
+    data: str | Path | None = None,
 ) -> Path:
     """Write a run folder whose model gives the mean of the runs' logits, and return it.
+
+    With ``weights`` it is one network with the mean of their weights (`average_weights`).
 
     It is a run like any other: evaluated, explained and exported. A cell that any of the runs was
     trained on counts as trained on; one that all of them tested is tested. Temperature, thresholds
@@ -55,12 +71,13 @@ def merge(
     Args:
         folders: two runs or more.
         output: the new run folder; must be empty or missing.
+        weights: average the weights, not the logits.
         data: what ``--data`` of `train` takes; where the first run found its cells, if None.
 
     Raises:
         WbcError: the runs do not go together, or their cells cannot be had.
     """
-    from wbc_keras.classifier import merge_classifiers
+    from wbc_keras.classifier import average_weights, merge_classifiers
     from wbc_keras.prediction.networks import load_model
     from wbc_keras.train import fit_around
     from wbc_keras.training.data_plan import plan_data
@@ -70,7 +87,12 @@ def merge(
     _require_alike(members)
     runs.require_empty(target)
     splits = _join_splits(members)
-    config = _common_config(members[0].config, name=target.name, data=data)
+    config = dataclasses.replace(members[0].config, name=target.name).with_source(data)
+    if weights:
+        model = average_weights([load_model(_one_view(one)) for one in members])
+    else:  # each member's views are within the model
+        model = merge_classifiers([load_model(one) for one in members])
+        config = _one_view(dataclasses.replace(members[0], config=config)).config
     plan = plan_data(config)
     assignment = _assign(plan.manifest.table, splits, members[0])
     plan = dataclasses.replace(plan, assignment=assignment)
@@ -79,9 +101,13 @@ def merge(
         shutil.copyfile(members[0].folder / "classes.json", made / "classes.json")
         runs.write_text(made / "config.yaml", dump_config(config))
         runs.write_json(made / "environment.json", runs.describe_environment())
-        runs.write_json(made / runs.MERGED_FILE, {"members": [_describe(one) for one in members]})
+        record = {
+            "mean_of": "weights" if weights else "logits",
+            "members": [_describe(one) for one in members],
+        }
+        runs.write_json(made / runs.MERGED_FILE, record)
         runs.write_text(made / "splits.csv", splits.to_csv(index=False, lineterminator="\n"))
-        merge_classifiers([load_model(one) for one in members]).save(run.model_path)
+        model.save(run.model_path)
         if (assignment == "validation").any():
             fit_around(run, plan)
         else:
@@ -114,10 +140,10 @@ def _require_alike(members: Sequence[runs.Run]) -> None:
                 )
 
 
-def _common_config(config: Config, *, name: str, data: str | Path | None) -> Config:
-    """Return the first run's settings; each member's views are within the model already."""
-    model = dataclasses.replace(config.model, symmetries=1)
-    return dataclasses.replace(config, name=name, model=model).with_source(data)
+def _one_view(run: runs.Run) -> runs.Run:
+    """Return the run as one whose model does not average over views."""
+    model = dataclasses.replace(run.config.model, symmetries=1)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
 
 
 def _join_splits(members: Sequence[runs.Run]) -> pd.DataFrame:

@@ -193,19 +193,20 @@ class Run:
         return self.folder / "model.keras"
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """What it is the mean of, a text for each; () for a run that was trained.
+    def averaged(self) -> str:
+        """What it is the mean of, in words; "" for a run that was trained.
 
         Raises:
             RunError: the file that says so is damaged.
         """
         path = self.folder / MERGED_FILE
         if not path.exists():
-            return ()
+            return ""
         try:
-            members = json.loads(path.read_text(encoding="utf-8"))["members"]
-            return tuple(f"{one['name']} ({one['network']})" for one in members)
-        except (ValueError, KeyError, TypeError):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            names = [f"{one['name']} ({one['network']})" for one in record["members"]]
+            return f"mean of the {record.get('mean_of', 'logits')} of {' and '.join(names)}"
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise RunError(f"{path}: is damaged; restore it, or average the runs again") from None
 
     @property

@@ -36,8 +36,7 @@ def render_card(record: Record, tables: Mapping[str, Table]) -> str:
     context: dict[str, Any] = {
         "head": _head(record),
         "name": record.run.folder.resolve().name,
-        "kind": " and ".join(record.run.members)
-        or f"{model.backbone} with attention {model.attention}",
+        "kind": record.run.averaged or f"{model.backbone} with attention {model.attention}",
         "classes": record.run.class_names,
         "decisions": record.decisions,
         "thresholds": _list_thresholds(record),

@@ -100,9 +100,9 @@ def _settings(record: Record) -> Table:
 
 
 def _describe_network(record: Record) -> str:
-    model, members = record.run.config.model, record.run.members
-    if members:
-        return f"mean of {'; '.join(members)}; what follows is the first one's"
+    model, averaged = record.run.config.model, record.run.averaged
+    if averaged:
+        return f"{averaged}; what follows is the first one's"
     return f"{model.backbone}, attention {model.attention}, dropout {model.dropout:g}"
 
 
