@@ -72,14 +72,15 @@ def test_it_is_a_run_like_any_other(pair, merged, drawn_cells):
 
 def test_mean_of_weights_is_one_network_of_them(pair, tmp_path):
     # The other run first: its two views are the new run's, and no weight of the network.
-    assert main([str(pair[1]), str(pair[0]), "--weights", "--output", str(tmp_path / "made")]) == 0
+    command = [str(pair[1]), str(pair[0]), "--weights", "1", "3"]
+    assert main([*command, "--output", str(tmp_path / "made")]) == 0
     made = open_run(tmp_path / "made")
-    files = [open_run(one).model_path for one in (*pair, made.folder)]
+    files = [one / "model.keras" for one in (*pair, made.folder)]
     weights = [keras.models.load_model(one, compile=False).get_weights() for one in files]
     for mine, theirs, mean in zip(*weights, strict=True):
-        np.testing.assert_allclose(mean, (mine + theirs) / 2, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(mean, (3 * mine + theirs) / 4, rtol=1e-5, atol=1e-7)
     assert made.config.model.symmetries == 2
-    assert made.averaged.startswith("mean of the weights of other")
+    assert made.averaged.startswith("mean of the weights of 0.25 other")
     assert (made.folder / "decision.json").exists()
 
 
@@ -88,7 +89,7 @@ def test_weights_of_other_networks_are_refused(pair, tmp_path, capsys):
     config = dataclasses.replace(open_run(other).config.model, attention="none")
     model = build_classifier(config, num_classes=6, image_size=(48, 48))
     model.save(other / "model.keras")
-    command = [str(pair[0]), str(other), "--weights", "--output", str(tmp_path / "made")]
+    command = [str(pair[0]), str(other), "--weights", "1", "1", "--output", str(tmp_path / "made")]
     assert main(command) == 2
     assert "other architectures cannot be averaged" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
@@ -151,6 +152,9 @@ def test_runs_that_do_not_go_together_are_named(pair, tmp_path, change, told, ca
 def test_one_run_alone_or_twice_is_refused(pair, tmp_path):
     with pytest.raises(RunError, match="two runs or more"):
         merge(pair[:1], output=tmp_path / "made")
+    for shares in ([1.0], [1.0, 0.0]):
+        with pytest.raises(RunError, match="takes 2 shares above 0"):
+            merge(pair, output=tmp_path / "made", weights=shares)
     with pytest.raises(RunError, match="given twice"):
         merge([pair[0], pair[0]], output=tmp_path / "made")
 

@@ -103,8 +103,8 @@ def merge_classifiers(models: Sequence[keras.Model]) -> keras.Model:
     return model
 
 
-def average_weights(models: Sequence[keras.Model]) -> keras.Model:
-    """Return the first of the trained models with the mean of all their weights.
+def average_weights(models: Sequence[keras.Model], shares: Sequence[float]) -> keras.Model:
+    """Return the first of the trained models with the weighted mean of all their weights.
 
     One network of one network's time. It works for a run and the one it was trained on from, whose
     weights lie near each other: what lies between is often better than both, at home and away
@@ -113,6 +113,7 @@ def average_weights(models: Sequence[keras.Model]) -> keras.Model:
 
     Args:
         models: of `build_classifier`, all of one architecture. The first is changed.
+        shares: how much each counts, relative to the sum.
 
     Raises:
         RunError: their weights have other shapes.
@@ -125,7 +126,7 @@ def average_weights(models: Sequence[keras.Model]) -> keras.Model:
             "their logits are"
         )
     kinds = zip(*(one.get_weights() for one in models), strict=True)
-    first.set_weights([np.mean(weights, axis=0) for weights in kinds])
+    first.set_weights([np.average(weights, axis=0, weights=shares) for weights in kinds])
     return first
 
 

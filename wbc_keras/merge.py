@@ -33,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="the new run folder")
     parser.add_argument(
         "--weights",
-        action="store_true",
-        help="average their weights instead: one network, of a run and the one it started from",
+        nargs="+",
+        type=float,
+        metavar="SHARE",
+        help="average their weights instead, with a share for each run as in 1 2: one network, of "
+        "a run and the one it started from",
     )
     parser.add_argument("--data", help="their cells, where they are not where the runs found them")
     return run_action(_action, parser.parse_args(argv))
@@ -56,12 +59,12 @@ def merge(
     folders: Sequence[str | Path],
     *,
     output: str | Path,
-    weights: bool = False,
+    weights: Sequence[float] | None = None,
     data: str | Path | None = None,
 ) -> Path:
     """Write a run folder whose model gives the mean of the runs' logits, and return it.
 
-    With ``weights`` it is one network with the mean of their weights (`average_weights`).
+    With ``weights`` it is one network with the weighted mean of their weights (`average_weights`).
 
     It is a run like any other: evaluated, explained and exported. A cell that any of the runs was
     trained on counts as trained on; one that all of them tested is tested. Temperature, thresholds
@@ -71,7 +74,8 @@ def merge(
     Args:
         folders: two runs or more.
         output: the new run folder; must be empty or missing.
-        weights: average the weights, not the logits.
+        weights: each run's share in a mean of the weights, above 0; their sum does not matter. If
+            None, the logits are averaged.
         data: what ``--data`` of `train` takes; where the first run found its cells, if None.
 
     Raises:
@@ -84,12 +88,15 @@ def merge(
 
     members = [runs.open_run(folder) for folder in folders]
     target = Path(output)
+    shares = weights or [1.0] * len(members)
     _require_alike(members)
+    if weights is not None and (len(weights) != len(members) or min(weights) <= 0):
+        raise RunError(f"--weights: takes {len(members)} shares above 0, one for each run")
     runs.require_empty(target)
     splits = _join_splits(members)
     config = dataclasses.replace(members[0].config, name=target.name).with_source(data)
-    if weights:
-        model = average_weights([load_model(_one_view(one)) for one in members])
+    if weights is not None:
+        model = average_weights([load_model(_one_view(one)) for one in members], weights)
     else:  # each member's views are within the model
         model = merge_classifiers([load_model(one) for one in members])
         config = _one_view(dataclasses.replace(members[0], config=config)).config
@@ -102,8 +109,11 @@ def merge(
         runs.write_text(made / "config.yaml", dump_config(config))
         runs.write_json(made / "environment.json", runs.describe_environment())
         record = {
-            "mean_of": "weights" if weights else "logits",
-            "members": [_describe(one) for one in members],
+            "mean_of": "logits" if weights is None else "weights",
+            "members": [
+                _describe(one) | {"share": share / sum(shares)}
+                for one, share in zip(members, shares, strict=True)
+            ],
         }
         runs.write_json(made / runs.MERGED_FILE, record)
         runs.write_text(made / "splits.csv", splits.to_csv(index=False, lineterminator="\n"))

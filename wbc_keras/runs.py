@@ -205,6 +205,9 @@ class Run:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             names = [f"{one['name']} ({one['network']})" for one in record["members"]]
+            shares = [one.get("share", 1 / len(names)) for one in record["members"]]
+            if max(shares) - min(shares) > 1e-6:
+                names = [f"{share:.3g} {name}" for share, name in zip(shares, names, strict=True)]
             return f"mean of the {record.get('mean_of', 'logits')} of {' and '.join(names)}"
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RunError(f"{path}: is damaged; restore it, or average the runs again") from None
