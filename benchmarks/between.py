@@ -4,7 +4,8 @@
 
 For each share of the second run's weights in their mean (`merge --weights`): accuracy and macro F1
 on the first run's validation cells, accuracy on the same crops blurred and under coloured light,
-and accuracy and macro F1 on another laboratory's cells. Choose the share on the first two columns.
+and accuracy and macro F1 on another laboratory's cells. Choose the share by accuracy on the
+validation cells.
 """
 
 from __future__ import annotations

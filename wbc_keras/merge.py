@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser(
-        "merge", "Make one model of several runs: the mean of their logits, in one run folder."
+        "merge", "Make one model of several runs: the mean of their logits, or of their weights."
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="two run folders or more, of the same classes"
@@ -90,7 +91,9 @@ def merge(
     target = Path(output)
     shares = weights or [1.0] * len(members)
     _require_alike(members)
-    if weights is not None and (len(weights) != len(members) or min(weights) <= 0):
+    if weights is not None and (
+        len(weights) != len(members) or not all(0 < share < math.inf for share in weights)
+    ):
         raise RunError(f"--weights: takes {len(members)} shares above 0, one for each run")
     runs.require_empty(target)
     splits = _join_splits(members)
