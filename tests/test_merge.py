@@ -152,7 +152,7 @@ def test_runs_that_do_not_go_together_are_named(pair, tmp_path, change, told, ca
 def test_one_run_alone_or_twice_is_refused(pair, tmp_path):
     with pytest.raises(RunError, match="two runs or more"):
         merge(pair[:1], output=tmp_path / "made")
-    for shares in ([1.0], [1.0, 0.0]):
+    for shares in ([1.0], [1.0, 0.0], [1.0, np.nan], [1.0, np.inf]):
         with pytest.raises(RunError, match="takes 2 shares above 0"):
             merge(pair, output=tmp_path / "made", weights=shares)
     with pytest.raises(RunError, match="given twice"):
