@@ -173,6 +173,15 @@ def test_picture_that_would_fill_the_memory_is_not_decoded(saved_model, tmp_path
     assert "50000x50000" in predictions.errors[0]
 
 
+def test_without_an_output_the_table_is_written_where_one_stands(
+    saved_model, flat, tables, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", str(saved_model), "--data", str(flat)]) == 0
+    written = (tmp_path / "predictions.csv").read_text()
+    assert written == tables["saved_model", "flat"].read_text()
+
+
 def test_output_that_is_a_folder(refuse, saved_model, flat, tmp_path):
     (tmp_path / "folder").mkdir()
     refuse("is a folder", "--output", model=saved_model, data=[flat], output=tmp_path / "folder")

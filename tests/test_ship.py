@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -138,3 +143,29 @@ def test_shipped_model_scores_what_its_card_says(name, pbc, tmp_path):
     for figure in ("accuracy", "macro_f1", "balanced_accuracy"):
         assert found[figure] == pytest.approx(card[figure], abs=0.001)
     assert found["ece"] == pytest.approx(card["ece"], abs=0.002)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHIPPED, reason="no model is shipped")
+def test_an_installed_package_brings_the_models_along(tmp_path):
+    root = Path(__file__).parents[1]
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    links = {"symlinks": True, "ignore": shutil.ignore_patterns("__pycache__")}
+    shutil.copytree(root / "wbc_keras", source / "wbc_keras", **links)
+    shutil.copytree(FOLDER, source / "artifacts" / "models")
+    site = tmp_path / "site"
+    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(site), str(source)]
+    subprocess.run([sys.executable, "-m", *install], check=True)
+    ask = "from wbc_keras import runs; print(*runs.shipped_models(), runs.SHIPPED)"
+    found = subprocess.run(
+        [sys.executable, "-c", ask],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+    )
+    assert found.stdout.split() == [*SHIPPED, str(site / "wbc_keras" / "models")]

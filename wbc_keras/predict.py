@@ -26,9 +26,15 @@ ENGINES = ("auto", "tensorflow", "openvino", "onnx", "litert")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 when done, 2 for the user's mistake."""
     parser = make_parser("predict", "Classify pictures of single cells and write a table.")
-    parser.add_argument("--model", required=True, help="run folder or SavedModel")
+    parser.add_argument(
+        "--model", required=True, help="run folder, SavedModel or a shipped model's name"
+    )
     parser.add_argument("--data", required=True, nargs="+", help="any source, or picture files")
-    parser.add_argument("--output", required=True, help="the table to write, .csv or .parquet")
+    parser.add_argument(
+        "--output",
+        default="predictions.csv",
+        help="the table to write, .csv or .parquet (default: predictions.csv)",
+    )
     parser.add_argument(
         "--engine",
         choices=ENGINES,

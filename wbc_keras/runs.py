@@ -27,8 +27,18 @@ from wbc_keras.errors import RunError
 
 logger = logging.getLogger(__name__)
 
-# Run folders that come with a checkout of the project; each is known by its folder's name.
-SHIPPED = Path(__file__).resolve().parents[1] / "artifacts" / "models"
+
+def _find_shipped(package: Path) -> Path:
+    """Return the folder of the models that come with the project: a checkout's, or the package's.
+
+    Where links are not kept, as on Windows, the one in the package leads nowhere in a checkout.
+    """
+    checkout = package.parent / "artifacts" / "models"
+    return checkout if checkout.is_dir() else package / "models"
+
+
+# Run folders, each known by its folder's name.
+SHIPPED = _find_shipped(Path(__file__).resolve().parent)
 
 MERGED_FILE = "merged.json"  # of a model that averages others
 
