@@ -34,6 +34,12 @@ def targets(augment):
     return np.eye(3, dtype=np.float32)[labels] if augment.mixup else labels
 
 
+def test_reading_past_the_end_is_not_a_mistake(cells):
+    feed = TrainingFeed(cells, targets(AUGMENT), np.ones(11), **drawing(AUGMENT))
+    last, past = feed[3 * feed.steps - 1], feed[3 * feed.steps]
+    np.testing.assert_array_equal(last[0][0], past[0][0])
+
+
 def bare(augment):
     """The changes alone: what the network behind them would see."""
     images = keras.Input((16, 16, 3))

@@ -28,6 +28,7 @@ from wbc_keras.losses import MacroF1, build_loss
 from wbc_keras.pictures.cells import Cells
 from wbc_keras.progress import keras_verbosity
 from wbc_keras.training.averaging import WeightAverage
+from wbc_keras.training.depthwise import with_shifted_sums
 from wbc_keras.training.devices import Devices
 from wbc_keras.training.drawing import count_steps, is_mixed
 from wbc_keras.training.feeds import TrainingFeed, augmented
@@ -85,7 +86,9 @@ def fit(
         the history, one row an epoch, as in ``history.csv``.
     """
     state = TrainingState(folder / "training_state.npz", hosts=devices.hosts)
-    trainee = augmented(model, config.augment) if _on_jax() else model
+    # On a GPU, cuDNN's depthwise convolutions are the quicker ones.
+    network = with_shifted_sums(model) if _on_jax() and devices.kind == "CPU" else model
+    trainee = augmented(network, config.augment) if _on_jax() else model
     for phase in plan_phases(config.train):
         set_trainable(model, backbone=phase.backbone, batch_norm=not config.train.freeze_batch_norm)
         _compile(
@@ -112,6 +115,7 @@ def fit(
         _fit_phase(
             trainee,
             phase,
+            network=network,
             train=train,
             validation=validation,
             config=config,
@@ -236,6 +240,7 @@ def _fit_phase(
     model: keras.Model,
     phase: Phase,
     *,
+    network: keras.Model,
     train: LabelledCells,
     validation: LabelledCells,
     config: Config,
@@ -245,7 +250,10 @@ def _fit_phase(
     size, classes = config.train.batch_size, model.output_shape[-1]
     first = max(phase.epochs.start, keeper.state.last_epoch + 1)
     epochs = range(first, phase.epochs.stop)
-    callbacks: list[keras.callbacks.Callback] = [keeper.average, keeper]
+    callbacks: list[keras.callbacks.Callback] = [keeper]
+    if config.train.ema_decay:
+        # Not for nothing: after each step, Keras waits for what is to be called then.
+        callbacks.insert(0, keeper.average)
     validation_data = None
     if not _on_jax():
         board = keras.callbacks.TensorBoard(keeper.folder / "tensorboard", write_graph=False)
@@ -253,7 +261,7 @@ def _fit_phase(
     if _on_jax() or devices.count > 1:
         # Keras would ask for batches that the devices can share, and count what fills them up.
         loss = build_loss(config.loss, np.bincount(train.labels, minlength=classes))
-        ask = devices.answerer(keeper.network, size)
+        ask = devices.answerer(network, size)
         callbacks.insert(0, Validation(validation, ask, loss=loss, average=keeper.average))
     else:
         from wbc_keras.pipeline import make_batches
