@@ -31,8 +31,8 @@ LAYERS = (
     # 1: TensorFlow and Keras parts
     "augment backbones layers losses pictures.cells pictures.images pictures.localize "
     "pictures.packing pictures.prepared pictures.stain pipeline prediction.engines "
-    "prediction.intake prediction.symmetries serving.warmup training.devices training.drawing "
-    "training.feeds training.hosts training.mixing",
+    "prediction.intake prediction.symmetries serving.warmup training.depthwise training.devices "
+    "training.drawing training.feeds training.hosts training.mixing",
     # 2: assembly
     "checking.data_check classifier gradcam plots prediction.archive prediction.formats "
     "prediction.inference prediction.networks prediction.overlays prediction.predictor "
