@@ -313,9 +313,10 @@ def torch_batches(
 
     def read(rows: np.ndarray) -> tuple[Any, Any]:
         images = torch.from_numpy(cells.images[rows]).permute(0, 3, 1, 2)
-        pinned = images.pin_memory() if device == "cuda" else images
-        targets = torch.from_numpy(labels[rows].astype(np.int64))
-        return pinned.to(device, non_blocking=True), targets.to(device)
+        both = images, torch.from_numpy(labels[rows].astype(np.int64))
+        if device == "cuda":
+            both = tuple(part.pin_memory() for part in both)
+        return tuple(part.to(device, non_blocking=True) for part in both)
 
     if same:
         one = read(np.arange(batch))
@@ -365,13 +366,13 @@ def make_torch_cbam(channels: int, ratio: int = 16, kernel: int = 7) -> Any:
 
 
 class Watch:
-    """Asks `nvidia-smi` each second how busy the first GPU is."""
+    """Asks `nvidia-smi` ten times a second how busy the first GPU is."""
 
     def __enter__(self) -> Watch:
         self.lines: list[str] = []
         self.asking = None
         if shutil.which("nvidia-smi"):
-            query = ["nvidia-smi", "-i", "0", "-l", "1", "--format=csv,noheader,nounits"]
+            query = ["nvidia-smi", "-i", "0", "-lms", "100", "--format=csv,noheader,nounits"]
             query.append("--query-gpu=utilization.gpu")
             self.asking = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
         return self

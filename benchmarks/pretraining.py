@@ -25,7 +25,6 @@ from keras import ops
 from wbc_keras.augment import UNIFORMS, draw_uniforms, make_augmentation
 from wbc_keras.classifier import build_classifier, set_trainable
 from wbc_keras.config import AugmentConfig, ModelConfig
-from wbc_keras.training.depthwise import with_shifted_sums
 from wbc_keras.training.fitting import save_model
 
 TEMPERATURE = 0.2
@@ -90,7 +89,7 @@ def two_views(network: keras.Model) -> keras.Model:
     uniforms = keras.Input((2 * UNIFORMS,))
     change = make_augmentation(CHANGES)
     both = [change(images, part) for part in ops.split(uniforms, 2, axis=1)]
-    pooled = with_shifted_sums(keras.Model(network.input, network.get_layer("pooling").output))
+    pooled = keras.Model(network.input, network.get_layer("pooling").output)
     hidden = keras.layers.Dense(512, "relu")(pooled(ops.concatenate(both, axis=0)))
     projected = keras.layers.Dense(128, dtype="float32")(hidden)
     unit = projected * ops.rsqrt(ops.sum(projected**2, axis=1, keepdims=True) + 1e-6)

@@ -103,7 +103,7 @@ class TrainingFeed(keras.utils.PyDataset):
         return None
 
     def __getitem__(self, index: int) -> Batch:
-        # Keras reads ahead of a quick device, past the end too; what it reads there is not used.
+        # On a GPU Keras reads one batch ahead, past the end too; what it reads there is not used.
         index = min(index, self.steps * len(self._epochs) - 1)
         for step in range(index, min(index + 1 + _AHEAD, self.steps * len(self._epochs))):
             if step not in self._waiting:
