@@ -1,7 +1,7 @@
 """Depthwise convolutions as sums of shifted pictures, which JAX trains faster on a CPU.
 
-There, XLA makes of a grouped convolution what takes 10 to 100 times as long, forward and back, as
-the multiplications and additions written out; of whole networks see `benchmarks/README.md`.
+There, XLA makes of a grouped convolution what takes far longer than the multiplications and
+additions written out: whole networks train 3 to 4 times as fast so (`benchmarks/README.md`).
 """
 
 from __future__ import annotations
