@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args(argv)
+    if keras.backend.backend() != "jax":
+        parser.error("set KERAS_BACKEND=jax")
     settings = ModelConfig(arguments.backbone, attention="cbam", weights="none")
     size = (arguments.size, arguments.size)
     network = build_classifier(settings, num_classes=8, image_size=size)

@@ -145,18 +145,22 @@ def work(network: str, engine: str, arguments: argparse.Namespace) -> None:
         print(json.dumps(figures), flush=True)
 
 
-def read_cells(arguments: argparse.Namespace) -> tuple[Any, np.ndarray]:
-    """Return the packed cells and random labels: what is learned does not matter here."""
+def read_cells(folder: str) -> Any:
+    """Return the cells of a pack, of the size that they have there."""
     from wbc_keras.config import RoiConfig
     from wbc_keras.manifest import read_manifest
     from wbc_keras.pictures.prepared import prepare
 
-    about = json.loads((Path(arguments.data) / "about.json").read_text(encoding="utf-8"))
-    manifest = read_manifest(arguments.data)
+    about = json.loads((Path(folder) / "about.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(folder)
     cropping = about["cropping"]
     roi, size = RoiConfig(**cropping["roi"]), tuple(cropping["image_size"])
-    cells = prepare(manifest, roi=roi, image_size=size).take(manifest.table["file"])
-    return cells, np.random.default_rng(0).integers(0, CLASSES, len(cells)).astype(np.int32)
+    return prepare(manifest, roi=roi, image_size=size).take(manifest.table["file"])
+
+
+def draw_labels(count: int) -> np.ndarray:
+    """Return random labels: what is learned does not matter here."""
+    return np.random.default_rng(0).integers(0, CLASSES, count).astype(np.int32)
 
 
 # Ours
@@ -172,7 +176,8 @@ def keras_steps(
     from wbc_keras.training.depthwise import with_shifted_sums
     from wbc_keras.training.feeds import TrainingFeed, augmented
 
-    cells, labels = read_cells(arguments)
+    cells = read_cells(arguments.data)
+    labels = draw_labels(len(cells))
     keras.utils.set_random_seed(0)
     exact = arguments.smoke or engine.endswith("float32")
     keras.config.set_dtype_policy("float32" if exact else "mixed_bfloat16")
@@ -271,7 +276,8 @@ def torch_steps(
     """Return what trains the same network in PyTorch, and what tells its memory."""
     import torch
 
-    cells, labels = read_cells(arguments)
+    cells = read_cells(arguments.data)
+    labels = draw_labels(len(cells))
     device = "cpu" if arguments.smoke else "cuda"
     model = build_torch(network).to(device, memory_format=torch.channels_last).train()
     model = model if arguments.smoke else torch.compile(model)

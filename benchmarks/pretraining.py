@@ -6,8 +6,8 @@
 SimCLR (Chen et al. 2020, "A simple framework for contrastive learning of visual representations"):
 two changes of the same cell are to be more alike than those of different cells (eq. 1, with a
 projection of two layers that is thrown away afterwards). For a GPU. The packs (`wbc_keras.prepare
---output PACK`) have cells of one size; black ones, which stand for pictures that are not there, are
-left out. FILE is then a `model.weights`: its attention and head, which are random, are not taken.
+--output PACK`) have cells of one size. FILE is then a `model.weights`: its head, which is random,
+is not taken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from gpu import read_cells
 from keras import ops
 
 from wbc_keras.augment import UNIFORMS, draw_uniforms, make_augmentation
@@ -51,12 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--precision", default="mixed_bfloat16")
     arguments = parser.parse_args(argv)
-    cells = np.concatenate([read_cells(Path(folder)) for folder in arguments.data])
+    cells = np.concatenate([np.asarray(read_cells(one).images) for one in arguments.data])
     print(f"{len(cells)} cells of {cells.shape[1]} pixels", flush=True)
     keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy(arguments.precision)
+    keras.config.set_dtype_policy("mixed_bfloat16")
     settings = ModelConfig(arguments.backbone, attention="none", weights=arguments.weights)
     # Two classes: a head of this shape fits no classifier of cells, and is left out when loaded.
     network = build_classifier(settings, num_classes=2, image_size=cells.shape[1:3])
@@ -70,17 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     views.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4), contrast, jit_compile=True)
     tell = Tell(network, Path(arguments.output), pictures=feed.num_batches * arguments.batch)
     views.fit(feed, epochs=arguments.epochs, callbacks=[tell], verbose=0, shuffle=False)
-
-
-def read_cells(folder: Path) -> np.ndarray:
-    """Return the cells that are not black, uint8 ``(n, h, w, 3)``."""
-    from wbc_keras.manifest.packed import read_packed
-    from wbc_keras.pictures.prepared import _read_cropping
-
-    size = tuple(_read_cropping(folder)["image_size"])
-    stored = np.memmap(folder / "images.bin", np.uint8, "r")
-    cells = stored.reshape(len(read_packed(folder).table), *size, 3)
-    return cells[cells[:, size[0] // 2].any(axis=(1, 2))]
 
 
 def two_views(network: keras.Model) -> keras.Model:
